@@ -1,0 +1,117 @@
+"""What arrays may be given, what type comes out, and how a layout is read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Array",
+    "Layout",
+    "channels_first",
+    "check_layout",
+    "check_out",
+    "computing_type",
+    "in_layout",
+    "layout_shape",
+    "logical_shape",
+    "new_result",
+    "read_array",
+    "result_type",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Layout: TypeAlias = Literal["channels_first", "channels_last"]
+
+FITTING = "bool, integers but uint64, float16, float32, float64, complex64 or complex128"
+
+
+def read_array(name: str, value: object) -> Array:
+    """Return ``value`` as an array of a type that convolution has an answer for."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name} cannot be read as an array: {error}") from error
+    kind = array.dtype.kind
+    if kind not in "biufc" or array.dtype in (np.longdouble, np.clongdouble):
+        raise TypeError(f"{name} must hold {FITTING}, got {array.dtype}")
+    if array.dtype == np.uint64:
+        raise TypeError(f"{name} must hold {FITTING}, got uint64: int64 holds no such numbers")
+    return array
+
+
+def result_type(*arrays: Array) -> np.dtype[Any]:
+    """Return the type of a result of ``arrays``; integers and bools give int64."""
+    common = np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
+    return np.dtype(np.int64) if common.kind in "biu" else common
+
+
+def computing_type(result: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type that sums are made in before they are rounded to ``result``."""
+    return np.dtype(np.float32) if result == np.float16 else result
+
+
+def check_layout(layout: object) -> None:
+    """Complain about anything but the two names of layouts."""
+    if not isinstance(layout, str):
+        raise TypeError(f'layout must be "channels_first" or "channels_last", got {layout!r}')
+    if layout not in ("channels_first", "channels_last"):
+        raise ValueError(f'layout must be "channels_first" or "channels_last", got {layout!r}')
+
+
+def channels_first(array: Array, layout: str) -> Array:
+    """Return a view in the order (N, C, *spatial) of an array in ``layout``."""
+    return np.moveaxis(array, -1, 1) if layout == "channels_last" and array.ndim > 1 else array
+
+
+def in_layout(array: Array, layout: str) -> Array:
+    """Return a view in ``layout`` of an array in the order (N, C, *spatial)."""
+    return np.moveaxis(array, 1, -1) if layout == "channels_last" else array
+
+
+def logical_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return (N, C, *spatial) of a shape in ``layout``."""
+    if layout == "channels_last" and len(shape) > 1:
+        return (shape[0], shape[-1], *shape[1:-1])
+    return shape
+
+
+def layout_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return in ``layout`` the shape (N, C, *spatial)."""
+    return (shape[0], *shape[2:], shape[1]) if layout == "channels_last" else shape
+
+
+def new_result(shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> Array:
+    """Return an unfilled array of the shape (N, C, *spatial), contiguous in ``layout``."""
+    return channels_first(np.empty(layout_shape(shape, layout), dtype), layout)
+
+
+def check_out(
+    out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]
+) -> Array:
+    """Return ``out`` if a result of this shape and type can be written to it unharmed."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, as the result has, got {out.shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have type {dtype}, as the result has, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if any(step == 0 and size > 1 for size, step in zip(out.shape, out.strides, strict=True)):
+        raise ValueError("out must have a cell of its own for each result, got a broadcast array")
+    for name, array in inputs.items():
+        if np.may_share_memory(out, array) and _overlap(out, array):
+            raise ValueError(f"out must not overlap {name}, which is still read while it is filled")
+    return out
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True

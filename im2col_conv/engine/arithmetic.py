@@ -1,0 +1,117 @@
+r"""Matrix products of each type of number: floating point as it is, integers exactly.
+
+Integers are multiplied by the float64 GEMM wherever it is exact. A number of at most 22 bits is a
+float64 as it stands; a longer one is cut in limbs of 22 bits,
+:math:`a = \sum_i a_i 2^{22 i}`, and
+
+.. math:: a b \equiv \sum_{i + j \le 2} a_i b_j 2^{22 (i + j)} \pmod{2^{64}}.
+
+The sum over K is taken in pieces so short that no partial sum passes :math:`2^{53}`: whatever the
+order in which BLAS adds, nothing is rounded. Pieces are added as int64, which wraps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from im2col_conv.arrays import Array, computing_type
+
+__all__ = ["Arithmetic", "arithmetic_for"]
+
+LIMB = 22
+EXACT = 53  # float64 holds every integer of so many bits
+FEW_ROWS = 4  # below, NumPy's integer product is faster than limbs: docs/performance.md
+
+
+class Arithmetic(Protocol):
+    """How sums of products of one type of result are made."""
+
+    dtype: np.dtype[Any]
+
+    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the type in which operands of a ``given`` type go into :meth:`matmul`."""
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        """Set ``out`` (..., M, N) to ``a`` (..., M, K) @ ``b`` (..., K, N)."""
+
+    def extra_bytes(self, depth: int) -> int:
+        """Return the scratch that a product takes for each of its N columns and ``depth`` M + K."""
+
+
+class FloatArithmetic:
+    """Real and complex floating point: one GEMM."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
+    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:  # noqa: ARG002, D102
+        return self.dtype
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:  # noqa: D102
+        np.matmul(a, b, out=out)
+
+    def extra_bytes(self, depth: int) -> int:  # noqa: ARG002, D102
+        return 0
+
+
+class ExactArithmetic:
+    """Integers modulo 2**64, through float64 GEMMs."""
+
+    dtype = np.dtype(np.int64)
+
+    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:  # noqa: D102
+        return np.dtype(np.uint8) if given == np.bool_ else given.newbyteorder("=")
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:  # noqa: D102
+        if a.shape[-2] < FEW_ROWS:
+            np.matmul(a.astype(np.int64), b.astype(np.int64), out=out)
+            return
+        out[...] = 0
+        K = a.shape[-1]
+        piece = 1 << (EXACT - _limb_bits(a.dtype) - _limb_bits(b.dtype))
+        for start in range(0, K, piece):
+            terms = slice(start, start + piece)
+            _add_product(a[..., terms], b[..., terms, :], out)
+
+    def extra_bytes(self, depth: int) -> int:  # noqa: D102
+        # A limb of an operand, before and after its conversion, and a product, as float and int.
+        return 16 * depth
+
+
+def arithmetic_for(result: np.dtype[Any]) -> Arithmetic:
+    """Return how results of this type are computed."""
+    return ExactArithmetic() if result.kind == "i" else FloatArithmetic(computing_type(result))
+
+
+def _add_product(a: Array, b: Array, out: Array) -> None:
+    for j in range(_limbs(b.dtype)):
+        b_limb = _limb(b, j)
+        for i in range(_limbs(a.dtype)):
+            shift = LIMB * (i + j)
+            if shift < 64:
+                # out (M, N) += a_i (M, K) @ b_j (K, N) << shift
+                out += np.matmul(_limb(a, i), b_limb).astype(np.int64) << shift
+
+
+def _bits(dtype: np.dtype[Any]) -> int:
+    return 8 * dtype.itemsize + (dtype.kind == "u")
+
+
+def _limbs(dtype: np.dtype[Any]) -> int:
+    return -(-_bits(dtype) // LIMB)
+
+
+def _limb_bits(dtype: np.dtype[Any]) -> int:
+    """Return b such that every limb is at most 2**b in size: the sign needs none."""
+    return LIMB if _limbs(dtype) > 1 else _bits(dtype) - 1
+
+
+def _limb(array: Array, index: int) -> Array:
+    """Return limb ``index`` as float64: all are in [0, 2**22) but the last, which has the sign."""
+    last = _limbs(array.dtype) - 1
+    if last == 0:
+        return array.astype(np.float64)
+    shifted = array.astype(np.int64) >> (LIMB * index)
+    return (shifted if index == last else shifted & (2**LIMB - 1)).astype(np.float64)

@@ -1,0 +1,88 @@
+"""Forward, y = W @ cols + b, tile by tile of output positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.columns import Columns, as_matrix, by_group, columns_for
+from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.tiling import affordable, cut
+from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["ForwardPlan", "forward", "plan_forward"]
+
+
+@dataclass(frozen=True)
+class ForwardPlan(Plan):
+    """Tiles over (N, groups, *out)."""
+
+    columns: Columns
+    arithmetic: Arithmetic
+
+
+@lru_cache(maxsize=256)
+def plan_forward(
+    geometry: ConvGeometry,
+    layout: str,
+    x_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> ForwardPlan:
+    """Draw the tiles of a forward pass from shapes and types alone."""
+    arithmetic = arithmetic_for(result)
+    _, _, K = geometry.gemm
+    F = geometry.F // geometry.groups
+    unit = (
+        K * arithmetic.operand_type(x_type).itemsize
+        + F * arithmetic.dtype.itemsize
+        + arithmetic.extra_bytes(F + K)
+    )
+    shared = geometry.F * K * arithmetic.dtype.itemsize
+    extent = (geometry.N, geometry.groups, *geometry.out)
+    total = geometry.N * geometry.groups * geometry.positions
+    units = affordable(total, unit, workspace - shared, geometry.flops)
+    tiling = cut(extent, units)
+    return ForwardPlan(
+        tiling=tiling,
+        tasks=len(tiling),
+        worker_bytes=unit * units,
+        shared_bytes=shared,
+        flops=geometry.flops,
+        columns=columns_for(geometry, layout),
+        arithmetic=arithmetic,
+    )
+
+
+def forward(
+    plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array, workers: int, workspace: int
+) -> None:
+    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) with ``w``, plus ``b``."""
+    geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
+    x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
+    W = columns.weights(w, arithmetic.operand_type(w.dtype))
+    bias = None if b is None else b.reshape(geometry.groups, -1, 1).astype(arithmetic.dtype)
+    x_type = arithmetic.operand_type(x.dtype)
+
+    def fill(index: int, scratch: Scratch) -> None:
+        images, groups, *box = plan.tiling[index]
+        cols = columns.gather(scratch, x[groups], x_type, images, tuple(box))
+        part = y[(groups, slice(None), images, *box)]
+        target = as_matrix(part) if part.dtype == arithmetic.dtype else None
+        product = target
+        if product is None:
+            product = scratch.array("y", (*part.shape[:2], cols.shape[-1]), arithmetic.dtype)
+        # y (g, F, L) = W (g, F, K) @ cols (g, K, L)
+        arithmetic.matmul(W[groups], cols, product)
+        if bias is not None:
+            product += bias[groups]
+        if target is None:
+            part[...] = product.reshape(part.shape)
+
+    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))

@@ -1,0 +1,182 @@
+"""Backward to the input, dx = col2im(W.T @ dout), in blocks of the input.
+
+Windows overlap, so tiles of output positions add to the same cells. Therefore the *input* is cut: a
+block is some channels of some images, and one worker makes all that is added to it, tile after tile.
+The sums do not depend on who makes which block. Each column is made once, but where the cells of one
+image are cut as well: then outputs whose windows lie across a cut are made for both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
+from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, cut, is_small
+from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices, scatter
+
+__all__ = ["InputGradPlan", "input_grad", "plan_input_grad"]
+
+ENOUGH_POSITIONS = 1024
+BUFFER_BYTES = 4 * TILE_BYTES
+
+
+@dataclass(frozen=True)
+class InputGradPlan(Plan):
+    """Tiles over (groups, N, *out), and blocks over (groups, N, C // groups, *size).
+
+    A ``buffered`` block is added up beside ``dx``, whose type or memory order does not suit.
+    """
+
+    blocks: Tiling
+    columns: Columns
+    arithmetic: Arithmetic
+    buffered: bool
+
+
+@lru_cache(maxsize=256)
+def plan_input_grad(
+    geometry: ConvGeometry,
+    layout: str,
+    dout_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> InputGradPlan:
+    """Draw the blocks and tiles of a pass to the input from shapes and types alone."""
+    arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
+    item = arithmetic.dtype.itemsize
+    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
+    shared = 2 * geometry.F * geometry.gemm.K * item
+    available = max(workspace - shared, 0) // 4
+
+    channels = _block_channels(geometry, item)
+    unit = (
+        channels * geometry.taps * item
+        + F * arithmetic.operand_type(dout_type).itemsize
+        + arithmetic.extra_bytes(F + channels * geometry.taps)
+    )
+    units = max(TILE_BYTES // unit, min(ENOUGH_POSITIONS, geometry.N * geometry.positions))
+    units = max(1, min(units, available // unit))
+    tiling = cut((geometry.groups, geometry.N, *geometry.out), units)
+    groups, images = tiling.step[:2]
+
+    buffered = result != arithmetic.dtype or (layout == "channels_last") != columns.rows
+    depth = groups * images * channels * item
+    room = max(1, min(BUFFER_BYTES, available) // depth)
+    cells = cut(geometry.size, room).step if buffered else geometry.size
+    blocks = Tiling(
+        (geometry.groups, geometry.N, C, *geometry.size), (groups, images, channels, *cells)
+    )
+    if not buffered and not is_small(geometry.flops):
+        blocks = _shared_out(geometry, blocks)
+    return InputGradPlan(
+        tiling=tiling,
+        tasks=len(blocks),
+        worker_bytes=unit * units + buffered * depth * room,
+        shared_bytes=shared,
+        flops=geometry.flops,
+        blocks=blocks,
+        columns=columns,
+        arithmetic=arithmetic,
+        buffered=buffered,
+    )
+
+
+def _block_channels(geometry: ConvGeometry, item: int) -> int:
+    """Return how many of a group's channels a block has: few enough for a tile, and for sharing."""
+    C = geometry.C // geometry.groups
+    positions = max(min(geometry.N * geometry.positions, ENOUGH_POSITIONS), 1)
+    channels = max(1, min(C, TILE_BYTES // (positions * geometry.taps * item)))
+    if not is_small(geometry.flops):
+        images_together = max(1, ENOUGH_POSITIONS // geometry.positions)
+        others = geometry.groups * max(1, geometry.N // images_together)
+        channels = max(1, min(channels, C * others // SHARES))
+    return -(-C // -(-C // channels))
+
+
+def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
+    """Cut the first spatial axis as well where channels and images make too few blocks to share.
+
+    A cut makes the outputs of some ``reach`` cells twice, so pieces are much longer than that.
+    """
+    pieces = -(-SHARES // max(len(blocks), 1))
+    length = max(-(-geometry.size[0] // pieces), 8 * geometry.reach[0])
+    step = (*blocks.step[:3], min(length, max(geometry.size[0], 1)), *blocks.step[4:])
+    return Tiling(blocks.extent, step)
+
+
+def input_grad(
+    plan: InputGradPlan,
+    dout: Array,
+    w: Array,
+    b: Array | None,
+    dx: Array,
+    workers: int,
+    workspace: int,
+) -> None:
+    """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
+    geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
+    dx, dout = by_group(dx, geometry.groups), by_group(dout, geometry.groups)
+    weights = columns.unpacked(columns.weights(w, arithmetic.operand_type(w.dtype)))
+    bias = None
+    if b is not None:
+        bias = b.reshape(geometry.groups, -1, *(1,) * (1 + geometry.ndim))
+
+    def fill(index: int, scratch: Scratch) -> None:
+        groups, images, channels, *cells = plan.blocks[index]
+        block = dx[(groups, channels, images, *cells)]
+        target = _buffer(plan, scratch, block) if plan.buffered else block
+        target[...] = 0 if bias is None else bias[groups, channels]
+        W = columns.packed(weights[groups, :, channels])
+        for box in _tiles(plan, tuple(cells)):
+            part = dout[(groups, slice(None), images, *box)]
+            matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
+            cols, product = columns.empty(
+                scratch, arithmetic.dtype, W.shape[0], block.shape[1], part.shape[2:]
+            )
+            # cols (g, K, L) = W.T (g, K, F) @ dout (g, F, L)
+            arithmetic.matmul(W.swapaxes(1, 2), matrix, product)
+            scatter(geometry, cols, target, box, tuple(cells))
+        if plan.buffered:
+            block[...] = target
+
+    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+
+
+def _buffer(plan: InputGradPlan, scratch: Scratch, block: Array) -> Array:
+    """Return an array like ``block[g, c, n, *cells]`` whose memory order is that of the columns."""
+    g, c, *rest = block.shape
+    if not plan.columns.rows:
+        return scratch.array("dx", block.shape, plan.arithmetic.dtype)
+    return np.moveaxis(scratch.array("dx", (g, *rest, c), plan.arithmetic.dtype), -1, 1)
+
+
+def _tiles(plan: InputGradPlan, cells: Slices) -> list[Slices]:
+    """Return the tiles of output positions whose windows may hold one of ``cells``."""
+    geometry = plan.columns.geometry
+    touched = [
+        slice(
+            max(-((reach - 1 - before - inside.start) // stride), 0),
+            min((inside.stop - 1 + before) // stride + 1, out),
+        )
+        for inside, reach, stride, (before, _), out in zip(
+            cells, geometry.reach, geometry.stride, geometry.padding, geometry.out, strict=True
+        )
+    ]
+    extent = tuple(max(axis.stop - axis.start, 0) for axis in touched)
+    tiling = Tiling(extent, plan.tiling.step[2:])
+    return [
+        tuple(
+            slice(axis.start + tile.start, axis.start + tile.stop)
+            for axis, tile in zip(touched, tiling[index], strict=True)
+        )
+        for index in range(len(tiling))
+    ]

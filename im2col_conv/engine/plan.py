@@ -1,0 +1,45 @@
+"""What every pass's plan says of itself, and how many workers it has room for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from im2col_conv.engine.tiling import Tiling, is_small
+
+__all__ = ["Plan", "workers_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The tiles of one pass and the scratch memory that they take.
+
+    Attributes
+    ----------
+    tiling : Tiling
+        What one product is made for.
+    tasks : int
+        What the workers draw from: tiles, or runs of tiles that must stay in order.
+    worker_bytes, shared_bytes : int
+        Scratch memory of each worker, and of the call whatever its workers.
+    flops : int
+        Floating-point operations of the pass.
+    """
+
+    tiling: Tiling
+    tasks: int
+    worker_bytes: int
+    shared_bytes: int
+    flops: int
+
+
+def workers_for(plan: Plan, workers: int, workspace: int) -> int:
+    """Return how many of ``workers`` the pass is worth and the workspace holds."""
+    if plan.tasks == 1 or is_small(plan.flops):
+        return 1
+    room = (workspace - plan.shared_bytes) // max(plan.worker_bytes, 1)
+    return max(1, min(workers, room, plan.tasks))
+
+
+def scratch_bytes(plan: Plan, workers: int, workspace: int) -> int:
+    """Return the scratch memory that the pass takes with so many workers, in bytes."""
+    return plan.shared_bytes + plan.worker_bytes * workers_for(plan, workers, workspace)

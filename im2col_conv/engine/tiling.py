@@ -1,0 +1,86 @@
+"""How large a tile is, and which part of the work each tile holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from im2col_conv.lowering import Slices
+
+__all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small"]
+
+# Measured on two cores with 1 MiB of second-level cache each: docs/performance.md.
+TILE_BYTES = 2**20
+LEAST_POSITIONS = 512
+LEAST_SHARE = 128
+SHARES = 8
+SMALL_FLOPS = 10**7
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid of boxes over axes of the sizes ``extent``, each box ``step`` long or what is left.
+
+    Examples
+    --------
+    >>> tiling = Tiling(extent=(2, 5), step=(1, 2))
+    >>> len(tiling), tiling[5]
+    (6, (slice(1, 2, None), slice(4, 5, None)))
+    """
+
+    extent: tuple[int, ...]
+    step: tuple[int, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Boxes along each axis."""
+        return tuple(-(-size // step) for size, step in zip(self.extent, self.step, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def __getitem__(self, index: int) -> Slices:
+        """Return box number ``index``, counted in C order."""
+        box = []
+        for size, step, boxes in zip(
+            reversed(self.extent), reversed(self.step), reversed(self.counts), strict=True
+        ):
+            index, at = divmod(index, boxes)
+            box.append(slice(at * step, min((at + 1) * step, size)))
+        return tuple(reversed(box))
+
+
+def cut(extent: tuple[int, ...], cells: int) -> Tiling:
+    """Return a tiling whose boxes hold at most ``cells``: whole inner axes, even steps.
+
+    Examples
+    --------
+    >>> cut((4, 10, 6), 25).step              # three of ten rows of six would leave one over
+    (1, 4, 6)
+    """
+    step = [1] * len(extent)
+    for axis in reversed(range(len(extent))):
+        size = max(extent[axis], 1)
+        longest = min(size, cells)
+        step[axis] = -(-size // -(-size // longest))
+        cells //= longest
+        if longest < size:
+            break
+    return Tiling(extent, tuple(step))
+
+
+def affordable(total: int, unit_bytes: int, available: int, flops: int) -> int:
+    """Return how many of ``total`` units of ``unit_bytes`` one tile takes.
+
+    As many as the cache holds, but enough for a product to pay; few enough that there is a share
+    for several workers, and that ``available`` bytes hold tiles for four of them.
+    """
+    units = max(TILE_BYTES // unit_bytes, LEAST_POSITIONS)
+    if not is_small(flops):
+        units = min(units, max(-(-total // SHARES), LEAST_SHARE))
+    return max(1, min(units, available // 4 // unit_bytes))
+
+
+def is_small(flops: int) -> bool:
+    """Say whether a pass is over before a second worker has begun."""
+    return flops < SMALL_FLOPS

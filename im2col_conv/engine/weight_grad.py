@@ -1,0 +1,153 @@
+"""Backward to the weights, dw = dout @ cols.T and db = dout @ 1, over the tiles of the forward pass.
+
+All tiles add to the same sum. So that it does not depend on who adds what when, the tiles are dealt
+out in order to a fixed number of partial sums; one worker makes a partial sum from first tile to
+last, and in the end they are added in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
+from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.tiling import SHARES, affordable, cut
+from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices, tap_slices, whole
+
+__all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
+
+
+@dataclass(frozen=True)
+class WeightGradPlan(Plan):
+    """Tiles over (N, groups, *out), ``tasks`` partial sums."""
+
+    columns: Columns
+    arithmetic: Arithmetic
+
+
+@lru_cache(maxsize=256)
+def plan_weight_grad(
+    geometry: ConvGeometry,
+    layout: str,
+    x_type: np.dtype[Any],
+    dout_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> WeightGradPlan:
+    """Draw the tiles and partial sums of a pass to the weights from shapes and types alone."""
+    arithmetic = arithmetic_for(result)
+    _, _, K = geometry.gemm
+    F = geometry.F // geometry.groups
+    sum_bytes = geometry.F * K * arithmetic.dtype.itemsize
+    unit = (
+        K * arithmetic.operand_type(x_type).itemsize
+        + F * arithmetic.operand_type(dout_type).itemsize
+        + arithmetic.extra_bytes(F + K)
+    )
+    extent = (geometry.N, geometry.groups, *geometry.out)
+    total = geometry.N * geometry.groups * geometry.positions
+    sums = max(1, min(SHARES, workspace // 2 // sum_bytes))
+    available = workspace - (sums + 1) * sum_bytes
+    units = affordable(total, unit, available, geometry.flops)
+    tiling = cut(extent, units)
+    sums = max(1, min(sums, len(tiling)))
+    return WeightGradPlan(
+        tiling=tiling,
+        tasks=sums,
+        worker_bytes=unit * units + sum_bytes * tiling.step[1] // geometry.groups,
+        shared_bytes=sums * sum_bytes,
+        flops=geometry.flops,
+        columns=columns_for(geometry, layout),
+        arithmetic=arithmetic,
+    )
+
+
+def weight_grad(
+    plan: WeightGradPlan,
+    dout: Array,
+    x: Array,
+    dw: Array | None,
+    db: Array | None,
+    workers: int,
+    workspace: int,
+) -> None:
+    """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
+    geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
+    x, dout = by_group(x, geometry.groups), by_group(dout, geometry.groups)
+    G, F, K = geometry.groups, geometry.F // geometry.groups, columns.window
+    dw_sums = np.zeros((plan.tasks, G, F, K if dw is not None else 0), arithmetic.dtype)
+    db_sums = np.zeros((plan.tasks, G, F), arithmetic.dtype)
+
+    def add_tiles(index: int, scratch: Scratch) -> None:
+        tiles = len(plan.tiling)
+        for tile in range(index * tiles // plan.tasks, (index + 1) * tiles // plan.tasks):
+            images, groups, *box = plan.tiling[tile]
+            part = dout[(groups, slice(None), images, *box)]
+            matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
+            if db is not None:
+                db_sums[index, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
+            if dw is not None:
+                product = _product(plan, scratch, matrix, x[groups], images, tuple(box))
+                dw_sums[index, groups] += product
+
+    run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
+    with np.errstate(all="ignore"):
+        if dw is not None:
+            dw[...] = columns.unpacked(_total(dw_sums)).reshape(dw.shape)
+        if db is not None:
+            db[...] = _total(db_sums).reshape(db.shape)
+
+
+def _total(sums: Array) -> Array:
+    """Add the partial sums to the first, in order."""
+    total: Array = sums[0]
+    for partial in sums[1:]:
+        total += partial
+    return total
+
+
+def _product(
+    plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, images: slice, box: Slices
+) -> Array:
+    """Return one tile's dout @ cols.T, (g, F, K)."""
+    columns, arithmetic = plan.columns, plan.arithmetic
+    cols = columns.gather(scratch, x, arithmetic.operand_type(x.dtype), images, box)
+    if arithmetic.dtype.kind == "c":
+        cols = np.conjugate(cols)
+    product = scratch.array("dw", (*dout.shape[:2], columns.window), arithmetic.dtype)
+    # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
+    arithmetic.matmul(dout, cols.swapaxes(1, 2), product)
+    if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
+        _multiply_inside(columns, dout, cols, images, box, product)
+    return product
+
+
+def _multiply_inside(
+    columns: Columns, dout: Array, cols: Array, images: slice, box: Slices, product: Array
+) -> None:
+    """Set ``product`` to dout @ cols.T tap by tap, without the positions where a tap is padding.
+
+    There a zero of padding meets an infinity or NaN of dout and makes a NaN that no cell of the
+    input has a part in.
+    """
+    geometry = columns.geometry
+    positions = (images.stop - images.start, *(o.stop - o.start for o in box))
+    G, F = dout.shape[:2]
+    dout = dout.reshape(G, F, *positions)
+    dw = columns.unpacked(product)
+    cols = np.moveaxis(columns.unpacked(cols.swapaxes(1, 2)), 1, -1)  # (g, c, *tap, L)
+    for tap, outputs, _ in tap_slices(geometry, box, whole(geometry.size)):
+        column = cols[(slice(None), slice(None), *tap)].reshape(G, -1, *positions)
+        # dw_tap (g, F, C) = dout (g, F, L') @ column.T (g, L', C)
+        dw[(slice(None), slice(None), slice(None), *tap)] = np.matmul(
+            dout[(..., *outputs)].reshape(G, F, -1),
+            column[(..., *outputs)].reshape(G, column.shape[1], -1).swapaxes(1, 2),
+        )

@@ -1,0 +1,215 @@
+"""Say what a lowering does before it is done: matrices, operations, bytes, tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from im2col_conv.arguments import Padding, PerAxis
+from im2col_conv.arrays import read_array, result_type
+from im2col_conv.engine.forward import plan_forward
+from im2col_conv.engine.input_grad import plan_input_grad
+from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
+from im2col_conv.engine.settings import get_workers, get_workspace
+from im2col_conv.engine.weight_grad import plan_weight_grad
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["Explanation", "Pass", "explain"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One of the three passes: its products and what they take.
+
+    Attributes
+    ----------
+    name : str
+    product : str
+        The matrix product of one group, with shapes.
+    tiles : int
+        Tiles that the product is made in.
+    tile : tuple of int
+        Images, groups, and the output positions of each axis of a tile.
+    workers : int
+        Threads that share them.
+    scratch : int
+        Bytes of scratch memory, all workers together.
+    """
+
+    name: str
+    product: str
+    tiles: int
+    tile: tuple[int, ...]
+    workers: int
+    scratch: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the lowering of one layer does; its ``str`` is a readable account.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+    dtype : numpy.dtype
+        The type of x, w and dout.
+    flops : int
+        Operations of each pass.
+    cols_nbytes : int
+        Bytes of the whole column matrix, which only im2col itself makes.
+    passes : tuple of Pass
+        Forward, backward to the weights, backward to the input.
+    """
+
+    geometry: ConvGeometry
+    dtype: np.dtype[Any]
+    flops: int
+    cols_nbytes: int
+    passes: tuple[Pass, ...]
+
+    def __str__(self) -> str:
+        """A readable account."""
+        geometry = self.geometry
+        lines = [
+            str(geometry),
+            f"type              {self.dtype}",
+            f"column matrix     {geometry.cols_shape}, {_bytes(self.cols_nbytes)} if it were whole",
+            f"work of a pass    {_count(self.flops)}FLOP",
+        ]
+        if geometry.groups > 1:
+            lines.append(f"groups            {geometry.groups}, each with the products below")
+        for each in self.passes:
+            images, groups, *positions = each.tile
+            lines += [
+                "",
+                f"{each.name}",
+                f"  product         {each.product}",
+                f"  tiles           {each.tiles} of {images} x {groups} x {tuple(positions)} "
+                "(images, groups, positions)",
+                f"  workers         {each.workers}",
+                f"  scratch memory  {_bytes(each.scratch)}",
+            ]
+        return "\n".join(lines)
+
+
+def explain(
+    x_shape: Sequence[SupportsIndex],
+    w_shape: Sequence[SupportsIndex],
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    dtype: npt.DTypeLike = np.float32,
+) -> Explanation:
+    """Say what the lowering of a layer does, without doing it.
+
+    Parameters
+    ----------
+    x_shape : tuple of int
+        (N, C, \\*spatial).
+    w_shape : tuple of int
+        (F, C // groups, \\*kernel).
+    stride, padding, dilation, groups
+        As :func:`im2col_conv.conv` takes them.
+    dtype : data type
+        Of x, w and dout.
+
+    Returns
+    -------
+    Explanation
+        Sizes, operations, bytes and tiles of the three passes with the workers and the workspace
+        that are set; ``print`` it.
+
+    Raises
+    ------
+    TypeError
+        Where an argument is of the wrong kind, or ``dtype`` has no convolution.
+    ValueError
+        Where the sizes do not fit one another.
+
+    Notes
+    -----
+    Nothing of the size of x is made.
+
+    Examples
+    --------
+    >>> e = explain((8, 64, 56, 56), (32, 64, 3, 3), padding=1)
+    >>> e.geometry.gemm, e.cols_nbytes, e.flops
+    (Gemm(M=32, N=25088, K=576), 57802752, 924844032)
+    >>> [each.name for each in e.passes]
+    ['forward', 'weight gradient', 'input gradient']
+    """
+    try:
+        given = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be a data type of numbers, got {dtype!r}") from None
+    read_array("dtype", np.empty(0, given))
+    geometry = ConvGeometry.from_shapes(
+        tuple(x_shape),  # type: ignore[arg-type]
+        tuple(w_shape),  # type: ignore[arg-type]
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,  # type: ignore[arg-type]
+    )
+    return Explanation(
+        geometry=geometry,
+        dtype=given,
+        flops=geometry.flops,
+        cols_nbytes=geometry.cols_nbytes(given),
+        passes=_passes(geometry, given),
+    )
+
+
+def _passes(geometry: ConvGeometry, given: np.dtype[Any]) -> tuple[Pass, ...]:
+    M, N, K = geometry.gemm
+    result, workspace, layout = result_type(np.empty(0, given)), get_workspace(), "channels_first"
+    forward = plan_forward(geometry, layout, given, result, workspace)
+    weight_grad = plan_weight_grad(geometry, layout, given, given, result, workspace)
+    input_grad = plan_input_grad(geometry, layout, given, result, workspace)
+    groups, images, *positions = input_grad.tiling.step
+    return (
+        _pass("forward", f"y ({M}, {N}) = W ({M}, {K}) @ cols ({K}, {N})", forward),
+        _pass(
+            "weight gradient", f"dw ({M}, {K}) = dout ({M}, {N}) @ cols.T ({N}, {K})", weight_grad
+        ),
+        _pass(
+            "input gradient",
+            f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))",
+            input_grad,
+            (images, groups, *positions),
+        ),
+    )
+
+
+def _pass(name: str, product: str, plan: Plan, tile: tuple[int, ...] | None = None) -> Pass:
+    workers, workspace = get_workers(), get_workspace()
+    return Pass(
+        name=name,
+        product=product,
+        tiles=len(plan.tiling),
+        tile=plan.tiling.step if tile is None else tile,
+        workers=workers_for(plan, workers, workspace),
+        scratch=scratch_bytes(plan, workers, workspace),
+    )
+
+
+def _bytes(number: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024  # type: ignore[assignment]
+    return f"{number:.1f} GiB"
+
+
+def _count(number: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} T"

@@ -1,0 +1,478 @@
+"""Convolution and its gradients: arguments are checked here, then a plan of the engine is run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, SupportsIndex, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from im2col_conv.arguments import Padding, PerAxis, shape_of
+from im2col_conv.arrays import (
+    Array,
+    Layout,
+    channels_first,
+    check_layout,
+    check_out,
+    in_layout,
+    layout_shape,
+    logical_shape,
+    new_result,
+    read_array,
+    result_type,
+)
+from im2col_conv.engine.forward import forward, plan_forward
+from im2col_conv.engine.input_grad import input_grad, plan_input_grad
+from im2col_conv.engine.settings import get_workers, get_workspace
+from im2col_conv.engine.weight_grad import plan_weight_grad, weight_grad
+from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
+from im2col_conv.transposed import transposed_geometry
+
+__all__ = [
+    "ConvGrads",
+    "conv",
+    "conv_grads",
+    "conv_input_grad",
+    "conv_transpose",
+    "conv_weight_grad",
+]
+
+
+class ConvGrads(NamedTuple):
+    """The gradients of a convolution; None for those that were not asked for."""
+
+    dx: Array | None
+    dw: Array | None
+    db: Array | None
+
+
+def conv(
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    b: npt.ArrayLike | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    layout: Layout = "channels_first",
+    algorithm: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    r"""Convolve ``x`` with the filters ``w``, as convolutional layers do (cross-correlation).
+
+    .. math:: y[n, f, o] = b[f] + \sum_{c, t} x[n, c, o \cdot \text{stride}
+              + t \cdot \text{dilation} - \text{before}] \, w[f, c, t]
+
+    Parameters
+    ----------
+    x : array_like
+        (N, C, \*spatial), or (N, \*spatial, C) with ``layout="channels_last"``.
+    w : array_like
+        (F, C // groups, \*kernel), whatever the layout.
+    b : array_like, optional
+        (F,).
+    stride, dilation : int or one int a spatial axis
+    padding : int, one int or one (before, after) pair a spatial axis, "valid" or "same"
+        "same" gives ceil(size / stride) outputs, the odd cell of padding after.
+    groups : int
+        Filters of one group see the channels of that group alone; ``groups=C`` is depthwise.
+    layout : {"channels_first", "channels_last"}
+        The order of the axes of ``x``, ``out`` and the result.
+    algorithm : {"auto", "im2col"}
+        How it is computed.
+    out : ndarray, optional
+        Where the result is written; it must have the result's shape and type.
+
+    Returns
+    -------
+    ndarray
+        (N, F, \*out) in ``layout``. Its type is that of ``np.result_type`` of the arrays given;
+        integers and bools give int64, exact modulo 2**64; float16 is computed in float32 and
+        rounded once.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds no fitting numbers or an argument is of the wrong kind.
+    ValueError
+        Where the sizes do not fit one another or a word is unknown.
+
+    See Also
+    --------
+    conv_grads : Its gradients.
+
+    Notes
+    -----
+    Windows are unrolled into columns (Chellapilla, Puri and Simard, 2006) tile by tile, and each
+    tile is one matrix product, in 2 N F prod(out) C / groups prod(kernel) operations in all. Beyond
+    the result it takes the workspace of memory (:func:`im2col_conv.set_workspace`), whatever the
+    size of ``x``. NaN and infinity reach the results whose windows hold them, without a warning.
+
+    Examples
+    --------
+    >>> conv([[[1, 2, 3, 4, 5]]], [[[1, 0, -1]]], stride=2)
+    array([[[-2, -2]]])
+    >>> conv(np.ones((1, 1, 2, 3)), np.ones((1, 1, 3, 3)), [10.0], padding=1)
+    array([[[[14., 16., 14.],
+             [14., 16., 14.]]]])
+    """
+    _check_words(layout, algorithm)
+    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
+    b = None if b is None else read_array("b", b)
+    geometry = geometry_of(
+        x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
+    )
+    arrays = {"x": x, "w": w}
+    if b is not None:
+        expect_shape("b", b.shape, (geometry.F,), "one number for each filter")
+        arrays["b"] = b
+    dtype = result_type(*arrays.values())
+    if out is None:
+        y = new_result(geometry.y_shape, dtype, layout)
+    else:
+        out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, arrays)
+        y = channels_first(out, layout)
+    workers, workspace = get_workers(), get_workspace()
+    plan = plan_forward(geometry, layout, x.dtype, dtype, workspace)
+    forward(plan, x, w, b, y, workers, workspace)
+    return in_layout(y, layout) if out is None else out
+
+
+def conv_grads(
+    dout: npt.ArrayLike,
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    layout: Layout = "channels_first",
+    algorithm: str = "auto",
+    needs: Collection[str] = ("x", "w", "b"),
+) -> ConvGrads:
+    r"""Return the gradients of :func:`conv`, given that of its result.
+
+    .. math:: dx[n, c, i] = \sum_{f, t, o:\, o s + t d - p = i} dout[n, f, o]\, \bar w[f, c, t],
+              \qquad dw[f, c, t] = \sum_{n, o} dout[n, f, o]\, \bar x[n, c, o s + t d - p],
+              \qquad db[f] = \sum_{n, o} dout[n, f, o]
+
+    with stride s, dilation d and padding p; the bar is the complex conjugate.
+
+    Parameters
+    ----------
+    dout : array_like
+        The gradient of the result, of its shape: (N, F, \*out) in ``layout``.
+    x, w : array_like
+        As they were given to :func:`conv`.
+    stride, padding, dilation, groups, layout, algorithm
+        As they were given to :func:`conv`.
+    needs : collection of {"x", "w", "b"}
+        Which gradients to compute.
+
+    Returns
+    -------
+    ConvGrads
+        (dx, dw, db), of the shapes of x, w and b; None for what is not in ``needs``. The type is
+        that of ``np.result_type`` of the arrays given, as in :func:`conv`.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds no fitting numbers or an argument is of the wrong kind.
+    ValueError
+        Where the sizes do not fit one another or a word is unknown.
+
+    Notes
+    -----
+    dw is ``dout @ cols.T``, dx is the scatter :func:`im2col_conv.col2im` of ``W.T @ dout``, each
+    tile by tile in the operations and the workspace of a forward pass. Cells that no window holds
+    have gradient zero.
+
+    Examples
+    --------
+    >>> dx, dw, db = conv_grads([[[1, 10]]], [[[1, 2, 3, 4, 5]]], [[[1, 0, -1]]], stride=2)
+    >>> dx, dw, db
+    (array([[[  1,   0,   9,   0, -10]]]), array([[[31, 42, 53]]]), array([11]))
+    """
+    _check_words(layout, algorithm)
+    needs = _check_needs(needs)
+    dout = channels_first(read_array("dout", dout), layout)
+    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
+    geometry = geometry_of(
+        x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
+    )
+    _expect_dout(dout, geometry, layout)
+    dtype = result_type(dout, x, w)
+    dx = _input_grad(geometry, dout, w, dtype, layout) if "x" in needs else None
+    dw = np.empty(geometry.w_shape, dtype) if "w" in needs else None
+    db = np.empty(geometry.F, dtype) if "b" in needs else None
+    _weight_grad(geometry, dout, x, dw, db, dtype, layout)
+    return ConvGrads(dx, dw, db)
+
+
+def conv_input_grad(
+    dout: npt.ArrayLike,
+    w: npt.ArrayLike,
+    x_shape: Sequence[SupportsIndex],
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    layout: Layout = "channels_first",
+    algorithm: str = "auto",
+) -> Array:
+    r"""Return the gradient of :func:`conv` to its input, which need not be at hand.
+
+    Parameters
+    ----------
+    dout : array_like
+        The gradient of the result: (N, F, \*out) in ``layout``.
+    w : array_like
+        (F, C // groups, \*kernel).
+    x_shape : tuple of int
+        The shape of the input, in ``layout``.
+    stride, padding, dilation, groups, layout, algorithm
+        As they were given to :func:`conv`.
+
+    Returns
+    -------
+    ndarray
+        dx, of ``x_shape``: see :func:`conv_grads`.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds no fitting numbers or an argument is of the wrong kind.
+    ValueError
+        Where the sizes do not fit one another or a word is unknown.
+
+    Notes
+    -----
+    col2im(W.T @ dout), block by block of the input; time and memory as in :func:`conv`.
+
+    Examples
+    --------
+    >>> conv_input_grad([[[1, 10]]], [[[1, 0, -1]]], (1, 1, 6), stride=2)
+    array([[[  1,   0,   9,   0, -10,   0]]])
+    """
+    _check_words(layout, algorithm)
+    dout, w = channels_first(read_array("dout", dout), layout), read_array("w", w)
+    shape = logical_shape(shape_of("x_shape", x_shape), layout)
+    geometry = geometry_of(
+        shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x_shape", layout), "w")
+    )
+    _expect_dout(dout, geometry, layout)
+    return _input_grad(geometry, dout, w, result_type(dout, w), layout)
+
+
+def conv_weight_grad(
+    dout: npt.ArrayLike,
+    x: npt.ArrayLike,
+    w_shape: Sequence[SupportsIndex],
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    layout: Layout = "channels_first",
+    algorithm: str = "auto",
+) -> Array:
+    r"""Return the gradient of :func:`conv` to its weights, which need not be at hand.
+
+    Parameters
+    ----------
+    dout : array_like
+        The gradient of the result: (N, F, \*out) in ``layout``.
+    x : array_like
+        The input, in ``layout``.
+    w_shape : tuple of int
+        (F, C // groups, \*kernel).
+    stride, padding, dilation, groups, layout, algorithm
+        As they were given to :func:`conv`.
+
+    Returns
+    -------
+    ndarray
+        dw, of ``w_shape``: see :func:`conv_grads`.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds no fitting numbers or an argument is of the wrong kind.
+    ValueError
+        Where the sizes do not fit one another or a word is unknown.
+
+    Notes
+    -----
+    ``dout @ cols.T``, tile by tile; time and memory as in :func:`conv`.
+
+    Examples
+    --------
+    >>> conv_weight_grad([[[1, 10]]], [[[1, 2, 3, 4, 5]]], (1, 1, 3), stride=2)
+    array([[[31, 42, 53]]])
+    """
+    _check_words(layout, algorithm)
+    dout = channels_first(read_array("dout", dout), layout)
+    x = channels_first(read_array("x", x), layout)
+    shape = shape_of("w_shape", w_shape)
+    geometry = geometry_of(
+        x.shape, shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w_shape")
+    )
+    _expect_dout(dout, geometry, layout)
+    dtype = result_type(dout, x)
+    dw = np.empty(geometry.w_shape, dtype)
+    _weight_grad(geometry, dout, x, dw, None, dtype, layout)
+    return dw
+
+
+def conv_transpose(
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    b: npt.ArrayLike | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    output_padding: PerAxis = 0,
+    output_size: PerAxis | None = None,
+    dilation: PerAxis = 1,
+    groups: SupportsIndex = 1,
+    layout: Layout = "channels_first",
+) -> Array:
+    r"""Scatter ``x`` through the filters ``w``: the adjoint of a convolution, plus ``b``.
+
+    .. math:: y[n, c, i] = b[c] + \sum_{f, t, o:\; o \cdot \text{stride} + t \cdot \text{dilation}
+              - \text{before} = i} x[n, f, o] \, w[f, c, t]
+
+    Parameters
+    ----------
+    x : array_like
+        (N, C_in, \*spatial) in ``layout``.
+    w : array_like
+        (C_in, C_out // groups, \*kernel). Complex weights are not conjugated.
+    b : array_like, optional
+        (C_out,).
+    stride, dilation : int or one int a spatial axis
+    padding : int, one int or one (before, after) pair a spatial axis, or "valid"
+        The padding of the convolution that this is the adjoint of: cells that are cut off.
+    output_padding : int or one int a spatial axis
+        Cells added at the end, less than stride or dilation, the larger.
+    output_size : int or one int a spatial axis, optional
+        The size of the result, instead of ``output_padding``, within the same bounds.
+    groups : int
+    layout : {"channels_first", "channels_last"}
+
+    Returns
+    -------
+    ndarray
+        (N, C_out, \*out) in ``layout``, where out is (spatial - 1) stride + dilation (kernel - 1)
+        + 1 - before - after + output_padding. Types as in :func:`conv`.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds no fitting numbers or an argument is of the wrong kind.
+    ValueError
+        Where the sizes do not fit one another, or ``output_size`` is out of reach: the message
+        names the possible ones.
+
+    Notes
+    -----
+    Where output_padding < stride, this is ``conv_input_grad`` of the same geometry and runs as it.
+    After Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016).
+
+    Examples
+    --------
+    >>> conv_transpose([[[1, 10]]], [[[1, 2, 3]]], stride=2)
+    array([[[ 1,  2, 13, 20, 30]]])
+    >>> conv_transpose([[[1, 10]]], [[[1, 2, 3]]], stride=2, padding=1, output_size=4)
+    array([[[ 2, 13, 20, 30]]])
+    """
+    check_layout(layout)
+    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
+    b = None if b is None else read_array("b", b)
+    sizes = transposed_geometry(
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        output_size=output_size,
+        dilation=dilation,
+        groups=groups,
+    )
+    arrays = [x, w]
+    if b is not None:
+        expect_shape("b", b.shape, (sizes.channels,), "one number for each channel of the result")
+        arrays.append(b)
+    dtype = result_type(*arrays)
+    y = new_result((sizes.N, sizes.channels, *sizes.out), dtype, layout)
+    if sizes.out != sizes.reached:
+        y[...] = 0 if b is None else b.reshape(-1, *(1,) * len(sizes.out))
+    if sizes.adjoint_of is not None:
+        reached = y[(..., *(slice(cells) for cells in sizes.reached))]
+        _scatter(sizes.adjoint_of, x, w, b, reached, layout)
+    return in_layout(y, layout)
+
+
+def _input_grad(
+    geometry: ConvGeometry, dout: Array, w: Array, dtype: np.dtype[np.generic], layout: Layout
+) -> Array:
+    dx = new_result(geometry.x_shape, dtype, layout)
+    _scatter(geometry, dout, w.conj() if w.dtype.kind == "c" else w, None, dx, layout)
+    return in_layout(dx, layout)
+
+
+def _scatter(
+    geometry: ConvGeometry, dout: Array, w: Array, b: Array | None, dx: Array, layout: Layout
+) -> None:
+    workers, workspace = get_workers(), get_workspace()
+    plan = plan_input_grad(geometry, layout, dout.dtype, dx.dtype, workspace)
+    input_grad(plan, dout, w, b, dx, workers, workspace)
+
+
+def _weight_grad(
+    geometry: ConvGeometry,
+    dout: Array,
+    x: Array,
+    dw: Array | None,
+    db: Array | None,
+    dtype: np.dtype[np.generic],
+    layout: Layout,
+) -> None:
+    if dw is None and db is None:
+        return
+    workers, workspace = get_workers(), get_workspace()
+    plan = plan_weight_grad(geometry, layout, x.dtype, dout.dtype, dtype, workspace)
+    weight_grad(plan, dout, x, dw, db, workers, workspace)
+
+
+def _check_words(layout: object, algorithm: object) -> None:
+    check_layout(layout)
+    if not isinstance(algorithm, str):
+        raise TypeError(f'algorithm must be "auto" or "im2col", got {algorithm!r}')
+    if algorithm not in ("auto", "im2col"):
+        raise ValueError(f'algorithm must be "auto" or "im2col", got {algorithm!r}')
+
+
+def _check_needs(needs: object) -> Collection[str]:
+    if isinstance(needs, str) or not isinstance(needs, Collection):
+        raise TypeError(f'needs must be a collection such as ("x", "w", "b"), got {needs!r}')
+    unknown = [name for name in needs if name not in ("x", "w", "b")]
+    if unknown:
+        raise ValueError(f'needs must hold no names but "x", "w" and "b", got {unknown[0]!r}')
+    return needs
+
+
+def _expect_dout(dout: Array, geometry: ConvGeometry, layout: Layout) -> None:
+    meaning = "that of the result of the forward pass"
+    given = layout_shape(dout.shape, layout) if dout.ndim > 1 else dout.shape
+    expect_shape("dout", given, layout_shape(geometry.y_shape, layout), meaning)
+
+
+def _in_order(name: str, layout: Layout) -> str:
+    """Return the name under which complaints about sizes speak of an array."""
+    return name if layout == "channels_first" else f"{name} (in the order N, C, *spatial)"
