@@ -78,7 +78,7 @@ def _pair(name: str, value: object) -> tuple[int, int]:
 
 
 def _items(name: str, value: object, ndim: int, wanted: str) -> list[object]:
-    items = list(value)  # type: ignore[call-overload]
+    items: list[object] = list(value)  # type: ignore[call-overload]
     if len(items) != ndim:
         raise ValueError(
             f"{name} must have {wanted}, that is {ndim} of them, got {len(items)}: {_quote(value)}"

@@ -43,11 +43,11 @@ class Configuration:
     def __str__(self) -> str:
         """One fact a line."""
         lines = [f"{name:<14}{number}" for name, number in self.versions.items()]
-        for library in self.blas:
-            lines.append(
-                f"{'BLAS':<14}{library.name} {library.version}, {library.kernel} kernel, "
-                f"{library.threads} threads"
-            )
+        lines += [
+            f"{'BLAS':<14}{library.name} {library.version}, {library.kernel} kernel, "
+            f"{library.threads} threads"
+            for library in self.blas
+        ]
         lines.append(f"{'workers':<14}{self.workers}")
         lines.append(f"{'workspace':<14}{self.workspace / 2**20:g} MiB")
         return "\n".join(lines)

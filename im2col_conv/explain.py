@@ -72,7 +72,7 @@ class Explanation:
     passes: tuple[Pass, ...]
 
     def __str__(self) -> str:
-        """A readable account."""
+        """Tell the sizes, then each pass."""
         geometry = self.geometry
         lines = [
             str(geometry),
@@ -106,14 +106,14 @@ def explain(
     groups: SupportsIndex = 1,
     dtype: npt.DTypeLike = np.float32,
 ) -> Explanation:
-    """Say what the lowering of a layer does, without doing it.
+    r"""Say what the lowering of a layer does, without doing it.
 
     Parameters
     ----------
     x_shape : tuple of int
-        (N, C, \\*spatial).
+        (N, C, \*spatial).
     w_shape : tuple of int
-        (F, C // groups, \\*kernel).
+        (F, C // groups, \*kernel).
     stride, padding, dilation, groups
         As :func:`im2col_conv.conv` takes them.
     dtype : data type

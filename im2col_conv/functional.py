@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, SupportsIndex, TypeVar
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from im2col_conv.engine.input_grad import input_grad, plan_input_grad
 from im2col_conv.engine.settings import get_workers, get_workspace
 from im2col_conv.engine.weight_grad import plan_weight_grad, weight_grad
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
+from im2col_conv.lowering import last
 from im2col_conv.transposed import transposed_geometry
 
 __all__ = [
@@ -413,7 +414,7 @@ def conv_transpose(
     if sizes.out != sizes.reached:
         y[...] = 0 if b is None else b.reshape(-1, *(1,) * len(sizes.out))
     if sizes.adjoint_of is not None:
-        reached = y[(..., *(slice(cells) for cells in sizes.reached))]
+        reached = y[last(slice(cells) for cells in sizes.reached)]
         _scatter(sizes.adjoint_of, x, w, b, reached, layout)
     return in_layout(y, layout)
 

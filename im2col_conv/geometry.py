@@ -60,8 +60,8 @@ class ConvGeometry:
     >>> g.gemm                                  # one such product for each of the groups
     Gemm(M=2, N=40, K=45)
     >>> print(g)
-    (2, 6, 11, 13) * (4, 3, 3, 5) -> (2, 4, 5, 4)  stride (2, 3)  padding (1+2, 0+3)  \
-dilation (2, 1)  groups 2
+    (2, 6, 11, 13) * (4, 3, 3, 5) -> (2, 4, 5, 4)
+      stride (2, 3)  padding (1+2, 0+3)  dilation (2, 1)  groups 2
     """
 
     N: int
@@ -117,14 +117,14 @@ dilation (2, 1)  groups 2
         dilation: PerAxis = 1,
         groups: int = 1,
     ) -> ConvGeometry:
-        """Return the geometry of a convolution of ``x`` with ``w``.
+        r"""Return the geometry of a convolution of ``x`` with ``w``.
 
         Parameters
         ----------
         x_shape : tuple of int
-            (N, C, \\*spatial).
+            (N, C, \*spatial).
         w_shape : tuple of int
-            (F, C // groups, \\*kernel).
+            (F, C // groups, \*kernel).
         stride, dilation : int or one int a spatial axis
         padding : int, one int or one (before, after) pair a spatial axis, "valid" or "same"
             "same" gives ceil(size / stride) outputs, the odd cell after.

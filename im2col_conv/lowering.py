@@ -8,9 +8,9 @@ never stored: in the gather it is a zero that no cell overwrites, in the scatter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from im2col_conv.arguments import Padding, PerAxis, axis_sizes, shape_of
 from im2col_conv.arrays import Array, computing_type, read_array, result_type
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 
-__all__ = ["Slices", "col2im", "gather", "im2col", "scatter", "tap_slices", "whole"]
+__all__ = ["Slices", "col2im", "gather", "im2col", "last", "scatter", "tap_slices", "whole"]
 
 Slices = tuple[slice, ...]
 
@@ -27,6 +27,11 @@ Slices = tuple[slice, ...]
 def whole(sizes: Sequence[int]) -> Slices:
     """Return the box that covers axes of these sizes."""
     return tuple(slice(0, size) for size in sizes)
+
+
+def last(index: Iterable[Any]) -> tuple[Any, ...]:
+    """Return an index of an array's last axes."""
+    return (..., *index)
 
 
 def tap_slices(
@@ -74,19 +79,19 @@ def gather(geometry: ConvGeometry, x: Array, cols: Array, box: Slices, cells: Sl
         column = _at_tap(cols, geometry, tap)
         if column.shape[-geometry.ndim :] != tuple(out.stop - out.start for out in outputs):
             column[...] = 0
-        column[(..., *outputs)] = x[(..., *inputs)]
+        column[last(outputs)] = x[last(inputs)]
 
 
 def scatter(geometry: ConvGeometry, cols: Array, x: Array, box: Slices, cells: Slices) -> None:
     """Add ``cols`` (..., *kernel, n, *box) to ``x`` (..., n, *cells): each column to its cells."""
     for tap, outputs, inputs in tap_slices(geometry, box, cells):
         column = _at_tap(cols, geometry, tap)
-        x[(..., *inputs)] += column[(..., *outputs)]
+        x[last(inputs)] += column[last(outputs)]
 
 
 def _at_tap(cols: Array, geometry: ConvGeometry, tap: tuple[int, ...]) -> Array:
-    after = (slice(None),) * (1 + geometry.ndim)
-    column: Array = cols[(..., *tap, *after)]
+    images_and_outputs = (slice(None),) * (1 + geometry.ndim)
+    column: Array = cols[last((*tap, *images_and_outputs))]
     return column
 
 
@@ -139,9 +144,9 @@ def im2col(
     Examples
     --------
     >>> im2col([[[1, 2, 3, 4]]], 3, padding=((1, 0),))
-    array([[0, 1],
-           [1, 2],
-           [2, 3]])
+    array([[0, 1, 2],
+           [1, 2, 3],
+           [2, 3, 4]])
 
     The first window holds the cell of padding before 1.
     """

@@ -46,13 +46,13 @@ class FloatArithmetic:
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
 
-    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:  # noqa: ARG002, D102
+    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:
         return self.dtype
 
-    def matmul(self, a: Array, b: Array, out: Array) -> None:  # noqa: D102
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
         np.matmul(a, b, out=out)
 
-    def extra_bytes(self, depth: int) -> int:  # noqa: ARG002, D102
+    def extra_bytes(self, depth: int) -> int:
         return 0
 
 
@@ -61,10 +61,10 @@ class ExactArithmetic:
 
     dtype = np.dtype(np.int64)
 
-    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:  # noqa: D102
+    def operand_type(self, given: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.uint8) if given == np.bool_ else given.newbyteorder("=")
 
-    def matmul(self, a: Array, b: Array, out: Array) -> None:  # noqa: D102
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
         if a.shape[-2] < FEW_ROWS:
             np.matmul(a.astype(np.int64), b.astype(np.int64), out=out)
             return
@@ -75,7 +75,7 @@ class ExactArithmetic:
             terms = slice(start, start + piece)
             _add_product(a[..., terms], b[..., terms, :], out)
 
-    def extra_bytes(self, depth: int) -> int:  # noqa: D102
+    def extra_bytes(self, depth: int) -> int:
         # A limb of an operand, before and after its conversion, and a product, as float and int.
         return 16 * depth
 

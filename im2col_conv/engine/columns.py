@@ -1,9 +1,9 @@
 """How the arrays of a pass are cut in groups and tiles, and how a tile's columns lie in memory.
 
-The columns of a tile are always spoken of as ``cols[g, c, *tap, n, *o]``, and always multiplied as a
-matrix (g, K, L), K running over a window and L over the tile's positions. In memory a *column* may
+The columns of a tile are always spoken of as ``cols[g, c, *tap, n, *o]``, and always multiplied as
+a matrix (g, K, L), K running over a window and L over the tile's positions. In memory a window may
 stand upright, K = (c, *tap) rows of L numbers, which suits channels-first images, whose rows are
-contiguous; or lie as a *row*, L rows of K = (*tap, c) numbers, which suits channels-last images, whose
+contiguous; or lie as a row, L rows of K = (*tap, c) numbers, which suits channels-last images, whose
 channels are.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices, gather, whole
+from im2col_conv.lowering import Slices, gather, last, whole
 
 __all__ = ["Columns", "as_matrix", "by_group", "columns_for", "tile_matrix"]
 
@@ -42,7 +42,7 @@ class Columns:
     def empty(
         self, scratch: Scratch, dtype: np.dtype[Any], groups: int, channels: int, positions: Shape
     ) -> tuple[Array, Array]:
-        """Return an unfilled buffer twice: as ``cols[g, c, *tap, n, *o]`` and as matrix (g, K, L)."""
+        """Return an unfilled buffer as ``cols[g, c, *tap, n, *o]`` and as matrix (g, K, L)."""
         kernel = self.geometry.kernel
         K, L = channels * self.geometry.taps, math.prod(positions)
         if not self.rows:
@@ -78,7 +78,7 @@ class Columns:
             slice(o.start * s, (o.stop - 1) * s + 1, s)
             for o, s in zip(box, self.geometry.stride, strict=True)
         )
-        return as_matrix(x[(..., *cells)])
+        return as_matrix(x[last(cells)])
 
     def weights(self, w: Array, dtype: np.dtype[Any]) -> Array:
         """Return ``w`` as W (g, Fg, K), in the order of the column matrix."""
@@ -125,7 +125,7 @@ def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) 
 
 
 def as_matrix(tile: Array) -> Array | None:
-    """Return a view (g, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, if there is one."""
+    """Return a view (g, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None."""
     try:
         view = np.reshape(tile, (*tile.shape[:2], math.prod(tile.shape[2:])), copy=False)
     except ValueError:

@@ -63,7 +63,7 @@ def plan_forward(
 def forward(
     plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array, workers: int, workspace: int
 ) -> None:
-    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) with ``w``, plus ``b``."""
+    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
@@ -73,7 +73,7 @@ def forward(
     def fill(index: int, scratch: Scratch) -> None:
         images, groups, *box = plan.tiling[index]
         cols = columns.gather(scratch, x[groups], x_type, images, tuple(box))
-        part = y[(groups, slice(None), images, *box)]
+        part = y[groups, :, images, *box]
         target = as_matrix(part) if part.dtype == arithmetic.dtype else None
         product = target
         if product is None:

@@ -1,9 +1,9 @@
 """Backward to the input, dx = col2im(W.T @ dout), in blocks of the input.
 
-Windows overlap, so tiles of output positions add to the same cells. Therefore the *input* is cut: a
-block is some channels of some images, and one worker makes all that is added to it, tile after tile.
-The sums do not depend on who makes which block. Each column is made once, but where the cells of one
-image are cut as well: then outputs whose windows lie across a cut are made for both sides.
+Windows overlap, so tiles of output positions add to the same cells. Therefore the *input* is cut:
+a block is some channels of some images, and one worker makes all that is added to it, tile after
+tile. The sums do not depend on who makes which block. Each column is made once, but where the cells
+of one image are cut as well: then outputs whose windows lie across a cut are made for both sides.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ def input_grad(
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, images, channels, *cells = plan.blocks[index]
-        block = dx[(groups, channels, images, *cells)]
+        block = dx[groups, channels, images, *cells]
         target = _buffer(plan, scratch, block) if plan.buffered else block
         target[...] = 0 if bias is None else bias[groups, channels]
         W = columns.packed(weights[groups, :, channels])
         for box in _tiles(plan, tuple(cells)):
-            part = dout[(groups, slice(None), images, *box)]
+            part = dout[groups, :, images, *box]
             matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
             cols, product = columns.empty(
                 scratch, arithmetic.dtype, W.shape[0], block.shape[1], part.shape[2:]

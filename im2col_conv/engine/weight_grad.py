@@ -1,4 +1,4 @@
-"""Backward to the weights, dw = dout @ cols.T and db = dout @ 1, over the tiles of the forward pass.
+"""Backward to the weights, dw = dout @ cols.T and db = dout @ 1, tile by tile of positions.
 
 All tiles add to the same sum. So that it does not depend on who adds what when, the tiles are dealt
 out in order to a fixed number of partial sums; one worker makes a partial sum from first tile to
@@ -20,7 +20,7 @@ from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import SHARES, affordable, cut
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices, tap_slices, whole
+from im2col_conv.lowering import Slices, last, tap_slices, whole
 
 __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
@@ -90,7 +90,7 @@ def weight_grad(
         tiles = len(plan.tiling)
         for tile in range(index * tiles // plan.tasks, (index + 1) * tiles // plan.tasks):
             images, groups, *box = plan.tiling[tile]
-            part = dout[(groups, slice(None), images, *box)]
+            part = dout[groups, :, images, *box]
             matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
             if db is not None:
                 db_sums[index, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
@@ -145,9 +145,10 @@ def _multiply_inside(
     dw = columns.unpacked(product)
     cols = np.moveaxis(columns.unpacked(cols.swapaxes(1, 2)), 1, -1)  # (g, c, *tap, L)
     for tap, outputs, _ in tap_slices(geometry, box, whole(geometry.size)):
-        column = cols[(slice(None), slice(None), *tap)].reshape(G, -1, *positions)
+        at_tap: Any = tap
+        column = cols[:, :, *at_tap].reshape(G, -1, *positions)
         # dw_tap (g, F, C) = dout (g, F, L') @ column.T (g, L', C)
-        dw[(slice(None), slice(None), slice(None), *tap)] = np.matmul(
-            dout[(..., *outputs)].reshape(G, F, -1),
-            column[(..., *outputs)].reshape(G, column.shape[1], -1).swapaxes(1, 2),
+        dw[:, :, :, *at_tap] = np.matmul(
+            dout[last(outputs)].reshape(G, F, -1),
+            column[last(outputs)].reshape(G, column.shape[1], -1).swapaxes(1, 2),
         )
