@@ -21,11 +21,11 @@ Padding: TypeAlias = (
 
 def integer(name: str, value: object, least: int) -> int:
     """Return ``value`` as an int that is at least ``least``."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} must be an int, got {_quote(value)}")
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an int, got {value}")
     try:
-        number = operator.index(value)
-    except TypeError:  # an array of floats or of several numbers has __index__ but no value
+        number = operator.index(value)  # type: ignore[arg-type]  # whether it can be is the question
+    except TypeError:
         raise TypeError(f"{name} must be an int, got {_quote(value)}") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
@@ -37,7 +37,7 @@ def per_axis(name: str, value: object, ndim: int, least: int) -> tuple[int, ...]
     if _is_sequence(value):
         items = _items(name, value, ndim, "one int a spatial axis")
         return tuple(integer(f"{name}[{axis}]", item, least) for axis, item in enumerate(items))
-    if isinstance(value, str) or not isinstance(value, SupportsIndex):
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int or one int a spatial axis, got {_quote(value)}")
     return (integer(name, value, least),) * ndim
 

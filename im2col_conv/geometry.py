@@ -152,7 +152,7 @@ class ConvGeometry:
             names=("x_shape", "w_shape"),
         )
 
-    @property
+    @cached_property
     def ndim(self) -> int:
         """The number of spatial axes."""
         return len(self.size)

@@ -90,8 +90,7 @@ def scatter(geometry: ConvGeometry, cols: Array, x: Array, box: Slices, cells: S
 
 
 def _at_tap(cols: Array, geometry: ConvGeometry, tap: tuple[int, ...]) -> Array:
-    images_and_outputs = (slice(None),) * (1 + geometry.ndim)
-    column: Array = cols[last((*tap, *images_and_outputs))]
+    column: Array = cols[last(tap + (slice(None),) * (1 + geometry.ndim))]
     return column
 
 

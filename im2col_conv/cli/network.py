@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import im2col_conv as ic
+from im2col_conv.cli.augment import jitter
 
-__all__ = ["Epoch", "Layer", "Split", "Step", "accuracy", "forward", "network", "split", "train"]
+__all__ = [
+    "Epoch",
+    "Layer",
+    "Split",
+    "Step",
+    "accuracy",
+    "backward",
+    "forward",
+    "loss_and_gradient",
+    "network",
+    "split",
+    "train",
+]
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -47,12 +60,13 @@ class Split(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one layer read and was handed back in one backward pass, and its gradients."""
+    """What one layer read and was handed back in one backward pass, and what it learns from."""
 
     layer: Layer
     x: Floats
     dout: Floats
-    grads: ic.ConvGrads
+    dw: Floats
+    db: Floats
 
 
 class Epoch(NamedTuple):
@@ -92,10 +106,16 @@ def backward(layers: list[Layer], inputs: list[Floats], dscores: Floats) -> Iter
     """Yield the steps of the backward pass, from the last layer to the first."""
     dout = dscores
     for layer, x in zip(reversed(layers), reversed(inputs), strict=True):
-        grads = ic.conv_grads(dout, x, layer.w, stride=layer.stride, padding=layer.padding)
-        yield Step(layer, x, dout, grads)
-        # x came out of a ReLU, whose derivative is 1 where it let something through.
-        dout = grads.dx * (x > 0)
+        # Nothing learns from the gradient of the images themselves.
+        needs = ("w", "b") if layer is layers[0] else ("x", "w", "b")
+        gradients: tuple[Any, Any, Any] = ic.conv_grads(
+            dout, x, layer.w, stride=layer.stride, padding=layer.padding, needs=needs
+        )
+        dx, dw, db = gradients
+        yield Step(layer, x, dout, dw, db)
+        if "x" in needs:
+            # x came out of a ReLU, whose derivative is 1 where it let something through.
+            dout = dx * (x > 0)
 
 
 def loss_and_gradient(scores: Floats, labels: Labels) -> tuple[float, Floats]:
@@ -123,7 +143,7 @@ def train(
     for epoch in range(epochs):
         losses = []
         for i, batch in enumerate(np.array_split(rng.permutation(len(digits.images)), batches)):
-            inputs, scores = forward(layers, digits.images[batch])
+            inputs, scores = forward(layers, jitter(digits.images[batch], rng))
             loss, dscores = loss_and_gradient(scores, digits.labels[batch])
             # The rate falls to zero along a line, so that the last steps settle.
             rate = _LEARNING_RATE * (1 - (epoch * batches + i) / (epochs * batches))
@@ -162,9 +182,9 @@ class _Adam:
         mean_share = 1 - _MEAN_DECAY**self._steps
         square_share = 1 - _SQUARE_DECAY**self._steps
         for step in steps:
-            layer, grads = step.layer, (step.grads.dw, step.grads.db)
+            layer = step.layer
             for p, g, (mean, square) in zip(
-                (layer.w, layer.b), grads, self._moments[layer.name], strict=True
+                (layer.w, layer.b), (step.dw, step.db), self._moments[layer.name], strict=True
             ):
                 mean += (1 - _MEAN_DECAY) * (g - mean)
                 square += (1 - _SQUARE_DECAY) * (g * g - square)

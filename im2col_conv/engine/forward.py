@@ -12,7 +12,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.columns import Columns, as_matrix, by_group, columns_for
 from im2col_conv.engine.plan import Plan, workers_for
-from im2col_conv.engine.tiling import affordable, cut
+from im2col_conv.engine.tiling import affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
@@ -47,7 +47,8 @@ def plan_forward(
     shared = geometry.F * K * arithmetic.dtype.itemsize
     extent = (geometry.N, geometry.groups, *geometry.out)
     total = geometry.N * geometry.groups * geometry.positions
-    units = affordable(total, unit, workspace - shared, geometry.flops)
+    units = shared_positions(total, unit, geometry.flops)
+    units = affordable(geometry, units, unit, workspace - shared)
     tiling = cut(extent, units)
     return ForwardPlan(
         tiling=tiling,

@@ -8,6 +8,7 @@ of one image are cut as well: then outputs whose windows lie across a cut are ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
 from im2col_conv.engine.plan import Plan, workers_for
-from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, cut, is_small
+from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, scatter
@@ -55,7 +56,7 @@ def plan_input_grad(
     item = arithmetic.dtype.itemsize
     F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     shared = 2 * geometry.F * geometry.gemm.K * item
-    available = max(workspace - shared, 0) // 4
+    available = max(workspace - shared, 0)
 
     channels = _block_channels(geometry, item)
     unit = (
@@ -64,13 +65,13 @@ def plan_input_grad(
         + arithmetic.extra_bytes(F + channels * geometry.taps)
     )
     units = max(TILE_BYTES // unit, min(ENOUGH_POSITIONS, geometry.N * geometry.positions))
-    units = max(1, min(units, available // unit))
+    units = affordable(geometry, units, unit, available)
     tiling = cut((geometry.groups, geometry.N, *geometry.out), units)
     groups, images = tiling.step[:2]
 
     buffered = result != arithmetic.dtype or (layout == "channels_last") != columns.rows
     depth = groups * images * channels * item
-    room = max(1, min(BUFFER_BYTES, available) // depth)
+    room = max(1, min(BUFFER_BYTES, available // 4) // depth)
     cells = cut(geometry.size, room).step if buffered else geometry.size
     blocks = Tiling(
         (geometry.groups, geometry.N, C, *geometry.size), (groups, images, channels, *cells)
@@ -159,8 +160,8 @@ def _buffer(plan: InputGradPlan, scratch: Scratch, block: Array) -> Array:
     return np.moveaxis(scratch.array("dx", (g, *rest, c), plan.arithmetic.dtype), -1, 1)
 
 
-def _tiles(plan: InputGradPlan, cells: Slices) -> list[Slices]:
-    """Return the tiles of output positions whose windows may hold one of ``cells``."""
+def _tiles(plan: InputGradPlan, cells: Slices) -> Iterator[Slices]:
+    """Yield the tiles of output positions whose windows may hold one of ``cells``."""
     geometry = plan.columns.geometry
     touched = [
         slice(
@@ -173,10 +174,8 @@ def _tiles(plan: InputGradPlan, cells: Slices) -> list[Slices]:
     ]
     extent = tuple(max(axis.stop - axis.start, 0) for axis in touched)
     tiling = Tiling(extent, plan.tiling.step[2:])
-    return [
-        tuple(
+    for index in range(len(tiling)):
+        yield tuple(
             slice(axis.start + tile.start, axis.start + tile.stop)
             for axis, tile in zip(touched, tiling[index], strict=True)
         )
-        for index in range(len(tiling))
-    ]

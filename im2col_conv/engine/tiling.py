@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small"]
+__all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small", "shared_positions"]
 
 # Measured on two cores with 1 MiB of second-level cache each: docs/performance.md.
 TILE_BYTES = 2**20
 LEAST_POSITIONS = 512
 LEAST_SHARE = 128
+LEAST_AFFORDED = 32
 SHARES = 8
 SMALL_FLOPS = 10**7
 
@@ -69,16 +71,25 @@ def cut(extent: tuple[int, ...], cells: int) -> Tiling:
     return Tiling(extent, tuple(step))
 
 
-def affordable(total: int, unit_bytes: int, available: int, flops: int) -> int:
-    """Return how many of ``total`` units of ``unit_bytes`` one tile takes.
+def shared_positions(total: int, unit_bytes: int, flops: int) -> int:
+    """Return how many of ``total`` positions, of ``unit_bytes`` each, one tile should take.
 
-    As many as the cache holds, but enough for a product to pay; few enough that there is a share
-    for several workers, and that ``available`` bytes hold tiles for four of them.
+    As many as the cache holds, but enough for a product to pay, and few enough that there is a
+    share for several workers.
     """
     units = max(TILE_BYTES // unit_bytes, LEAST_POSITIONS)
     if not is_small(flops):
         units = min(units, max(-(-total // SHARES), LEAST_SHARE))
-    return max(1, min(units, available // 4 // unit_bytes))
+    return units
+
+
+def affordable(geometry: ConvGeometry, units: int, unit_bytes: int, available: int) -> int:
+    """Return ``units``, or fewer so that ``available`` bytes hold tiles for four workers.
+
+    Part of an output row is always afforded: below that, work is all overhead.
+    """
+    least = min(geometry.out[-1], LEAST_AFFORDED)
+    return max(least, min(units, available // 4 // unit_bytes))
 
 
 def is_small(flops: int) -> bool:

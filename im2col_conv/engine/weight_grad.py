@@ -17,7 +17,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
 from im2col_conv.engine.plan import Plan, workers_for
-from im2col_conv.engine.tiling import SHARES, affordable, cut
+from im2col_conv.engine.tiling import SHARES, affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, last, tap_slices, whole
@@ -47,8 +47,9 @@ def plan_weight_grad(
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
     sum_bytes = geometry.F * K * arithmetic.dtype.itemsize
+    conjugated = result.kind == "c"  # a copy of the columns
     unit = (
-        K * arithmetic.operand_type(x_type).itemsize
+        (1 + conjugated) * K * arithmetic.operand_type(x_type).itemsize
         + F * arithmetic.operand_type(dout_type).itemsize
         + arithmetic.extra_bytes(F + K)
     )
@@ -56,7 +57,8 @@ def plan_weight_grad(
     total = geometry.N * geometry.groups * geometry.positions
     sums = max(1, min(SHARES, workspace // 2 // sum_bytes))
     available = workspace - (sums + 1) * sum_bytes
-    units = affordable(total, unit, available, geometry.flops)
+    units = shared_positions(total, unit, geometry.flops)
+    units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
     sums = max(1, min(sums, len(tiling)))
     return WeightGradPlan(

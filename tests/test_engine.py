@@ -1,0 +1,337 @@
+"""Tiles, workers, memory, BLAS threads: what must hold whatever the machine."""
+
+import math
+import os
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import im2col_conv as ic
+from im2col_conv import reference
+from im2col_conv.engine import workers as engine_workers
+from im2col_conv.engine.tiling import Tiling, cut
+
+from .strategies import cases, integers_like
+
+MIB = 2**20
+PYTHON = 200_000  # bytes of threads, tuples and arrays without their cells
+
+
+def passes(x, w, b, dout, **keywords):
+    """Return y, dx, dw, db."""
+    return (ic.conv(x, w, b, **keywords), *ic.conv_grads(dout, x, w, **keywords))
+
+
+def random_layer(x_shape, w_shape, dtype=np.float32, layout="channels_first", **keywords):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    rng = np.random.default_rng(11)
+    x, w, b, dout = (
+        rng.standard_normal(shape).astype(dtype)
+        for shape in (x_shape, w_shape, (geometry.F,), geometry.y_shape)
+    )
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(each, 1, -1)) for each in (x, dout))
+    return (x, w, b, dout), {"layout": layout, **keywords}
+
+
+LAYERS = {
+    "one image": ((1, 19, 65, 50), (33, 19, 3, 3), {"padding": 1}),
+    "small images": ((70, 24, 9, 11), (40, 24, 3, 2), {"stride": (2, 1), "padding": (0, 1)}),
+    "depthwise": ((3, 48, 40, 33), (96, 1, 3, 5), {"padding": (1, 2), "groups": 48}),
+    "one channel": ((1, 1, 300, 211), (40, 1, 5, 3), {"dilation": (2, 1)}),
+    "pointwise": ((4, 130, 30, 21), (70, 130, 1, 1), {}),
+    "one axis": ((2, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
+    "three axes": ((2, 8, 11, 20, 17), (24, 8, 3, 2, 3), {"padding": "same"}),
+}
+layers = pytest.mark.parametrize("layer", LAYERS)
+layouts = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+
+
+@layouts
+@layers
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_results_are_bit_for_bit_the_same_for_any_workers(layer, layout, dtype):
+    x_shape, w_shape, keywords = LAYERS[layer]
+    arrays, keywords = random_layer(x_shape, w_shape, dtype, layout, **keywords)
+    with ic.set_workers(1):
+        alone = passes(*arrays, **keywords)
+    for workers in (2, 3, 8):
+        with ic.set_workers(workers):
+            together = passes(*arrays, **keywords)
+        for one, other in zip(alone, together, strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_layers_above_are_large_enough_to_be_shared():
+    with ic.set_workers(8):
+        for x_shape, w_shape, keywords in LAYERS.values():
+            for each in ic.explain(x_shape, w_shape, **keywords).passes:
+                assert each.workers > 1, (x_shape, each)
+
+
+@settings(max_examples=40)
+@given(case=cases(), workspace=st.sampled_from([1, 500, 5000, 10**6]), seed=st.integers(0, 99))
+def test_results_are_right_however_small_the_workspace(case, workspace, seed):
+    geometry = case.geometry
+    x, w, b, dout = (
+        integers_like(seed, shape)
+        for shape in (geometry.x_shape, geometry.w_shape, (geometry.F,), geometry.y_shape)
+    )
+    wanted = (
+        reference.conv(x, w, b, **case.keywords),
+        *reference.conv_grads(dout, x, w, **case.keywords),
+    )
+    with ic.set_workspace(workspace):
+        found = passes(x, w, b, dout, **case.keywords)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int16])
+@layouts
+@layers
+def test_many_tiles_are_right(layer, layout, dtype):
+    """The same numbers with a workspace that holds all and one that cuts every axis."""
+    x_shape, w_shape, keywords = LAYERS[layer]
+    (x, w, b, dout), keywords = random_layer(x_shape, w_shape, np.float32, layout, **keywords)
+    arrays = [np.clip(np.round(2 * each), -2, 2).astype(dtype) for each in (x, w, b, dout)]
+    whole = passes(*arrays, **keywords)
+    with ic.set_workspace(200_000):
+        cut_up = passes(*arrays, **keywords)
+    if dtype == np.float16:  # sums in float32 are exact here, so each is rounded once
+        exact = passes(*(each.astype(np.float64) for each in arrays), **keywords)
+        for one, other in zip(whole, exact, strict=True):
+            np.testing.assert_array_equal(one, other.astype(np.float16))
+    for one, other in zip(whole, cut_up, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def peak_beyond(call):
+    """Return the result and the bytes that were in use at once beyond it."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        result = call()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    arrays = result if isinstance(result, tuple) else (result,)
+    return result, peak - sum(each.nbytes for each in arrays if each is not None)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "dtype", "keywords"),
+    [
+        ((1, 64, 768, 768), (64, 64, 3, 3), np.float32, {"padding": 1}),
+        ((1, 16, 400, 777), (24, 16, 5, 3), np.float16, {"padding": 2}),
+        ((1, 16, 400, 777), (24, 16, 3, 3), np.int32, {"stride": (1, 2)}),
+        ((3, 16, 300, 377), (16, 1, 3, 3), np.float64, {"padding": 40, "groups": 16}),
+        ((1, 8, 600, 300), (8, 8, 3, 3), np.float32, {"padding": 100, "dilation": 100}),
+        ((2, 4, 500_000), (8, 4, 9), np.float32, {}),
+        ((300, 32, 16, 15), (32, 32, 3, 3), np.complex64, {"padding": 1}),
+    ],
+)
+@layouts
+def test_memory_stays_inside_the_workspace(x_shape, w_shape, dtype, keywords, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    logical = (x_shape, geometry.y_shape)
+    if layout == "channels_last":
+        logical = tuple((shape[0], *shape[2:], shape[1]) for shape in logical)
+    x, dout = (np.ones(shape, dtype) for shape in logical)
+    w, b = np.ones(w_shape, dtype), np.ones(w_shape[0], dtype)
+    keywords = {"layout": layout, **keywords}
+    workspace = 32 * MIB
+    whole = geometry.cols_nbytes(np.result_type(dtype, np.int8))
+    with ic.set_workspace(workspace):
+        for call in (
+            lambda: ic.conv(x, w, b, **keywords),
+            lambda: ic.conv_grads(dout, x, w, needs=("x",), **keywords),
+            lambda: ic.conv_grads(dout, x, w, needs=("w", "b"), **keywords),
+            lambda: ic.conv_grads(dout, x, w, **keywords),
+        ):
+            _, extra = peak_beyond(call)
+            assert extra <= workspace, (extra / MIB, whole / MIB)
+
+
+def test_what_explain_says_of_scratch_memory_holds():
+    x_shape, w_shape, keywords = LAYERS["one image"]
+    (x, w, b, dout), keywords = random_layer(x_shape, w_shape, **keywords)
+    for workers, workspace in ((1, 64 * MIB), (2, 64 * MIB), (2, 3 * MIB)):
+        with ic.set_workers(workers), ic.set_workspace(workspace):
+            said = [each.scratch for each in ic.explain(x_shape, w_shape, padding=1).passes]
+            _, forward = peak_beyond(lambda: ic.conv(x, w, b, **keywords))
+            _, weight = peak_beyond(lambda: ic.conv_grads(dout, x, w, needs=("w",), **keywords))
+            _, image = peak_beyond(lambda: ic.conv_grads(dout, x, w, needs=("x",), **keywords))
+        for found, most in zip((forward, weight, image), said, strict=True):
+            assert found <= most + PYTHON
+            assert most <= max(workspace, 3 * w.nbytes + 19 * 9 * 50 * 4)
+
+
+def test_the_floor_is_a_row_of_output_and_two_copies_of_w():
+    (x, w, b, dout), keywords = random_layer((1, 32, 90, 70), (48, 32, 3, 3), padding=1)
+    floor = 32 * 9 * 70 * 4 + 2 * w.nbytes
+    with ic.set_workspace(1):
+        for call in (
+            lambda: ic.conv(x, w, b, **keywords),
+            lambda: ic.conv_grads(dout, x, w, needs=("x",), **keywords),
+            lambda: ic.conv_grads(dout, x, w, needs=("w", "b"), **keywords),
+        ):
+            assert peak_beyond(call)[1] <= floor + PYTHON
+
+
+# --- tiling ---------------------------------------------------------------------------------------
+
+
+@given(extent=st.lists(st.integers(0, 9), min_size=1, max_size=4), cells=st.integers(1, 400))
+def test_a_tiling_holds_each_cell_once_in_boxes_of_at_most_so_many(extent, cells):
+    tiling = cut(tuple(extent), cells)
+    seen = np.zeros(extent, int)
+    for index in range(len(tiling)):
+        box = tiling[index]
+        seen[box] += 1
+        assert math.prod(part.stop - part.start for part in box) <= cells
+    assert (seen == 1).all()
+
+
+def test_a_tiling_counts_in_c_order():
+    starts = [tuple(part.start for part in Tiling((3, 5), (2, 2))[i]) for i in range(6)]
+    assert starts == [(0, 0), (0, 2), (0, 4), (2, 0), (2, 2), (2, 4)]
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def test_every_task_runs_once():
+    done = np.zeros(500, int)
+
+    def task(index, scratch):
+        done[index] += 1
+
+    engine_workers.run_tasks(task, 500, 5)
+    assert (done == 1).all()
+
+
+def test_an_error_in_a_task_is_raised_and_ends_the_rest():
+    caller = threading.get_ident()
+    helper_failed = threading.Event()
+
+    def fail_on_helper(index, scratch):
+        if threading.get_ident() == caller:
+            assert helper_failed.wait(10)
+        else:
+            helper_failed.set()
+            raise KeyError(index)
+
+    with pytest.raises(KeyError):
+        engine_workers.run_tasks(fail_on_helper, 10**9, 2)
+
+    def fail(index, scratch):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        engine_workers.run_tasks(fail, 3, 2)
+
+
+def blas_threads():
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+
+def test_products_run_on_one_blas_thread_and_the_setting_comes_back():
+    for found in (2, 3):
+        with threadpool_limits(found, user_api="blas"):
+            before = blas_threads()
+            inside = []
+            engine_workers.run_tasks(lambda i, s: inside.append(blas_threads()), 3, 2)
+            assert inside == [[1] * len(before)] * 3
+            assert blas_threads() == before
+
+            def fail(index, scratch):
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                engine_workers.run_tasks(fail, 3, 2)
+            assert blas_threads() == before
+
+
+def test_many_threads_calling_at_once_agree_and_leave_blas_as_it_was():
+    arrays, keywords = random_layer((9, 24, 30, 21), (40, 24, 3, 2), stride=(2, 1))
+    wanted = passes(*arrays, **keywords)
+    wrong = []
+
+    def call():
+        for _ in range(2):
+            found = passes(*arrays, **keywords)
+            if any(a.tobytes() != b.tobytes() for a, b in zip(found, wanted, strict=True)):
+                wrong.append(found)
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert blas_threads() == before
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own():
+    arrays, keywords = random_layer(*LAYERS["one image"][:2], **LAYERS["one image"][2])
+    with ic.set_workers(3):
+        wanted = ic.conv(*arrays[:3], **keywords)
+        child = os.fork()
+        if child == 0:
+            same = ic.conv(*arrays[:3], **keywords).tobytes() == wanted.tobytes()
+            os._exit(0 if same else 1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("set_value", "get_value", "name"),
+    [
+        (ic.set_workers, ic.get_workers, "workers"),
+        (ic.set_workspace, ic.get_workspace, "nbytes"),
+    ],
+)
+def test_settings(set_value, get_value, name):
+    before = get_value()
+    with set_value(5):
+        assert get_value() == 5
+        set_value(7)
+        assert get_value() == 7
+        with pytest.raises(ZeroDivisionError), set_value(np.int64(9)):
+            assert get_value() == 9
+            raise ZeroDivisionError
+        assert get_value() == 7
+    assert get_value() == before
+    for wrong, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=f"^{name} must be"):
+            set_value(wrong)
+        assert get_value() == before
+    seen = []
+    with set_value(3):
+        thread = threading.Thread(target=lambda: seen.append(get_value()))
+        thread.start()
+        thread.join()
+    assert seen == [3]
+
+
+def test_default_workers_are_the_cpus_that_the_process_may_use():
+    if hasattr(os, "sched_getaffinity"):
+        assert ic.get_workers() == len(os.sched_getaffinity(0))
+    else:
+        assert ic.get_workers() == os.cpu_count()
