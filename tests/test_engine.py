@@ -249,7 +249,11 @@ def test_products_run_on_one_blas_thread_and_the_setting_comes_back():
         with threadpool_limits(found, user_api="blas"):
             before = blas_threads()
             inside = []
-            engine_workers.run_tasks(lambda i, s: inside.append(blas_threads()), 3, 2)
+
+            def note(index, scratch, inside=inside):
+                inside.append(blas_threads())
+
+            engine_workers.run_tasks(note, 3, 2)
             assert inside == [[1] * len(before)] * 3
             assert blas_threads() == before
 

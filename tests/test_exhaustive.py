@@ -1,12 +1,12 @@
 """Proofs by exhaustion.
 
-Each pass is linear in each of its two arguments, and its way through the code depends on shapes and
-types alone. So if it is right on every pair of basis vectors (one cell 1, all others 0), it is right
-on all inputs of these shapes. The truth is the index formula itself: output ``o`` and tap ``t`` meet
-cell ``i`` where ``o * stride + t * dilation - before == i``, as a 0/1 tensor T[o, i, t].
+Each pass is linear in each of its two arguments, and its way through the code depends on shapes
+and types alone. So if it is right on every pair of basis vectors (one cell 1, all others 0), it is
+right on all inputs of these shapes. The truth is the index formula itself: output ``o`` and tap
+``t`` meet cell ``i`` where ``o * stride + t * dilation - before == i``, as a 0/1 tensor T[o, i, t].
 
-On one axis each pair is a call of its own, in float64. Then, in float64 and int64, on one axis and on
-two, the basis vectors are stacked along the axes that a pass does not mix, images and filters.
+On one axis each pair is a call of its own, in float64. Then, in float64 and int64, on one axis and
+on two, the basis vectors are stacked along the axes that a pass does not mix, images and filters.
 """
 
 from itertools import product
@@ -119,8 +119,7 @@ def test_lowering_on_one_axis(kernel_stride):
             continue
         S = np.einsum("cd,nm,oit->ctnodmi", np.eye(C), np.eye(2), T).reshape(C * k * 2 * out, -1)
         x_shape = (2, C, size)
-        for column, (place, x) in enumerate(basis((C, 2, size))):
-            c, n, i = place
+        for column, (_, x) in enumerate(basis((C, 2, size))):
             x = x.swapaxes(0, 1)
             assert np.array_equal(ic.im2col(x, k, **keywords).ravel(), S[:, column]), keywords
         for row, (_, cols) in enumerate(basis((C * k, 2 * out))):

@@ -546,6 +546,19 @@ def test_conv_transpose_says_what_is_wrong(arguments, message):
         conv_transpose(np.ones((1, 3, 5)), np.ones((3, 2, 2)), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "message"),
+    [
+        ((1, 3, 0), (3, 2, 4), "must not be empty"),
+        ((1, 3, 5), (3, 0, 2), "must not be empty"),
+        ((1, 3, 5), (3, 2, 2, 2), "same number of axes"),
+    ],
+)
+def test_conv_transpose_says_what_is_wrong_with_a_shape(x_shape, w_shape, message):
+    with pytest.raises(ValueError, match=message):
+        conv_transpose(np.ones(x_shape), np.ones(w_shape))
+
+
 def test_conv_transpose_wants_the_channels_of_x():
     with pytest.raises(ValueError, match="with the channels of x"):
         conv_transpose(np.ones((1, 2, 5)), np.ones((3, 2, 2)))

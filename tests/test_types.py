@@ -29,7 +29,7 @@ def wrapped(objects):
 
 def by_python_ints(x, w, dout):
     """y, dx and dw of GEOMETRY in Python ints, straight from the index formula."""
-    G, (N, C, *size), (F, D, *kernel) = 2, x.shape, w.shape
+    G, (N, _, *size), (F, D, *kernel) = 2, x.shape, w.shape
     y, dx, dw = (np.zeros(shape, object) for shape in (Y_SHAPE, X_SHAPE, W_SHAPE))
     x, w, dout = (each.astype(object) for each in (x, w, dout))
     places = product(range(N), range(F), range(D), *map(range, kernel), *map(range, Y_SHAPE[2:]))

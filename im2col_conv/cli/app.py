@@ -9,6 +9,7 @@ import click
 from im2col_conv.cli.bench import bench
 from im2col_conv.cli.demo import demo
 from im2col_conv.cli.doctor import doctor
+from im2col_conv.cli.explain import explain
 from im2col_conv.config import configuration
 
 __all__ = ["app"]
@@ -56,5 +57,6 @@ def app() -> None:
 
 
 app.add_command(demo)
+app.add_command(explain)
 app.add_command(bench)
 app.add_command(doctor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from statistics import geometric_mean
@@ -63,7 +64,7 @@ def bench(names: tuple[str, ...], only_list: bool, repeats: int, as_json: bool) 
     if only_list:
         _list_layers(as_json)
         return
-    workers, missing = ic.get_workers(), _missing()
+    workers, load, missing = ic.get_workers(), _load(), _missing()
     peers = [peer for peer in PEERS if peer not in missing]
     chosen = names or tuple(name for name in LAYERS if name != "tiny")
     console, bars = text_console(), progress_console()
@@ -74,9 +75,14 @@ def bench(names: tuple[str, ...], only_list: bool, repeats: int, as_json: bool) 
         ):
             timings += time_layer(LAYERS[name], peers, workers, repeats)
     if as_json:
-        write_json(_record(timings, missing, workers, repeats))
+        write_json(_record(timings, missing, workers, load, repeats))
     else:
         _report(timings, missing, console)
+        if load > workers / 4:
+            bars.print(
+                f"\nOther programs were running (load {load:.1f}): the figures may be far off, "
+                "most of all for contestants whose threads wait for one another."
+            )
 
 
 def _list_layers(as_json: bool) -> None:
@@ -96,8 +102,16 @@ def _missing() -> list[Peer]:
     return [peer for peer in PEERS if not peer.is_installed()]
 
 
+def _load() -> float:
+    """Return how many threads of the machine were at work in the last minute."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on Windows
+        return 0.0
+
+
 def _record(
-    timings: list[Timing], missing: list[Peer], workers: int, repeats: int
+    timings: list[Timing], missing: list[Peer], workers: int, load: float, repeats: int
 ) -> dict[str, object]:
     config = configuration()
     installed = [package for p in PEERS if p not in missing for package in p.packages]
@@ -106,6 +120,7 @@ def _record(
         "processor": processor_name(),
         "kernels": [f"{library.name} {library.kernel}" for library in config.blas],
         "threads": workers,
+        "load_before": load,
         "repeats": repeats,
         "skipped": {peer.name: peer.pip_command for peer in missing},
         "layers": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
     from im2col_conv.cli.network import Epoch
 
@@ -20,7 +23,8 @@ Images = NDArray[np.float32]
 
 _INK = "#1f4e79"
 _LOSS = "#c1666b"
-_COLUMNS = 8
+_ENLARGED = 8  # a pixel becomes this many squared, so that gaps can be narrower than pixels
+_GAP = 0.12  # between two images, as a share of one
 
 
 class Portrait(NamedTuple):
@@ -50,12 +54,19 @@ def check_target(path: Path) -> None:
 
 def draw(portrait: Portrait, path: Path) -> None:
     """Write the picture to ``path``, in the format that its ending names."""
-    figure = _figure(figsize=(11, 6.2), dpi=150, layout="constrained", facecolor="white")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.12, 1), wspace=0.04))
-    upper, lower = np.ravel(left.subfigures(2, 1, height_ratios=(1, 1.08)))
-    _draw_filters(upper, portrait)
-    _draw_maps(lower, portrait)
-    _draw_progress(right, portrait)
+    figure = _figure(figsize=(11, 7.2), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.subplot_mosaic("DDFFMM;AAALLL", height_ratios=(1.1, 1))
+    limit = float(np.abs(portrait.filters).max())
+    _draw_tiles(axes["D"], portrait.digit[np.newaxis], cmap="gray_r", vmin=0, vmax=1)
+    axes["D"].set_title(f"A held-out digit: {portrait.label}")
+    filters = _draw_tiles(axes["F"], portrait.filters, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes["F"].set_title("The first layer: filters")
+    _add_bar(figure, axes["F"], filters, "weight")
+    maps = _draw_tiles(axes["M"], portrait.maps, cmap="viridis", vmin=0)
+    axes["M"].set_title("What each of them sees in it")
+    _add_bar(figure, axes["M"], maps, "after the ReLU")
+    _draw_accuracy(axes["A"], portrait)
+    _draw_loss(axes["L"], portrait)
     figure.savefig(path)
 
 
@@ -73,58 +84,50 @@ def _figure(**options: Any) -> Figure:
     return figure
 
 
-def _draw_filters(area: SubFigure, portrait: Portrait) -> None:
-    area.suptitle("Filters of the first layer, 3x3", fontsize=12)
-    limit = float(np.abs(portrait.filters).max())
-    picture = _tiles(area, portrait.filters, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    bar = area.colorbar(picture, ax=area.axes, shrink=0.85, pad=0.02, aspect=14)
-    bar.set_label("weight")
+def _draw_tiles(axes: Axes, images: Images, **options: Any) -> AxesImage:
+    """Draw the images as a square grid, on one scale of colours."""
+    axes.set_axis_off()
+    return axes.imshow(_grid(images), interpolation="nearest", **options)
+
+
+def _grid(images: Images) -> Images:
+    """Return the images side by side in one, with NaN, which is not drawn, between them."""
+    columns = math.isqrt(len(images) - 1) + 1
+    enlarged = images.repeat(_ENLARGED, axis=1).repeat(_ENLARGED, axis=2)
+    gap = round(_GAP * enlarged.shape[1])
+    height, width = (size + gap for size in enlarged.shape[1:])
+    grid = np.full((-(-len(images) // columns) * height, columns * width), np.nan, np.float32)
+    for i, image in enumerate(enlarged):
+        top, left = i // columns * height, i % columns * width
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
+
+
+def _add_bar(figure: Figure, axes: Axes, picture: AxesImage, label: str) -> None:
+    # Set into the axes, so that it is exactly as tall as the picture.
+    strip = axes.inset_axes((1.04, 0, 0.05, 1))
+    bar = figure.colorbar(picture, cax=strip, label=label)
     bar.outline.set_visible(False)
 
 
-def _draw_maps(area: SubFigure, portrait: Portrait) -> None:
-    area.suptitle(f"What they see in a {portrait.label} (left): the feature maps", fontsize=12)
-    one, many = np.ravel(area.subfigures(1, 2, width_ratios=(1, 4.6)))
-    _tiles(one, portrait.digit[np.newaxis], columns=1, cmap="gray_r", vmin=0)
-    picture = _tiles(many, portrait.maps, cmap="viridis", vmin=0)
-    bar = many.colorbar(picture, ax=many.axes, shrink=0.85, pad=0.02, aspect=14)
-    bar.set_label("after the ReLU")
-    bar.outline.set_visible(False)
-
-
-def _tiles(area: SubFigure, images: Images, columns: int = _COLUMNS, **options: Any) -> Any:
-    """Draw the images as a grid on one scale of colours, and return the last."""
-    options.setdefault("vmax", float(images.max()))
-    rows = -(-len(images) // columns)
-    axes = area.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, image in zip(axes, images, strict=False):
-        picture = ax.imshow(image, interpolation="nearest", **options)
-    return picture
-
-
-def _draw_progress(area: SubFigure, portrait: Portrait) -> None:
-    area.suptitle("Learning", fontsize=12)
-    accuracy, loss = area.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
-    numbers = [epoch.number for epoch in portrait.epochs]
+def _draw_accuracy(axes: Axes, portrait: Portrait) -> None:
     shares = [100 * epoch.accuracy for epoch in portrait.epochs]
-    accuracy.plot(numbers, shares, color=_INK, marker="o", markersize=3.5)
-    accuracy.annotate(
-        f"{shares[-1]:.1f} %",
-        (numbers[-1], shares[-1]),
-        xytext=(0, -16),
-        textcoords="offset points",
-        ha="right",
-        color=_INK,
-        fontweight="bold",
-    )
-    accuracy.set_ylabel(f"right, of {portrait.held_out} held out (%)")
-    loss.plot(numbers, [e.loss for e in portrait.epochs], color=_LOSS, marker="o", markersize=3.5)
-    loss.set_yscale("log")
-    loss.set_ylabel("training loss (cross-entropy)")
-    loss.set_xlabel("epoch")
-    loss.xaxis.get_major_locator().set_params(integer=True)
-    for ax in (accuracy, loss):
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", alpha=0.25)
+    _draw_curve(axes, portrait, shares, _INK)
+    axes.set_title(f"Learning: {shares[-1]:.1f} % of {portrait.held_out} held-out digits right")
+    axes.set_ylabel("held-out accuracy (%)")
+
+
+def _draw_loss(axes: Axes, portrait: Portrait) -> None:
+    _draw_curve(axes, portrait, [epoch.loss for epoch in portrait.epochs], _LOSS)
+    axes.set_title("Learning: the loss")
+    axes.set_yscale("log")
+    axes.set_ylabel("training loss (cross-entropy)")
+
+
+def _draw_curve(axes: Axes, portrait: Portrait, values: list[float], colour: str) -> None:
+    numbers = [epoch.number for epoch in portrait.epochs]
+    axes.plot(numbers, values, color=colour, marker="o", markersize=3.5)
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)

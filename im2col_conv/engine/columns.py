@@ -3,8 +3,8 @@
 The columns of a tile are always spoken of as ``cols[g, c, *tap, n, *o]``, and always multiplied as
 a matrix (g, K, L), K running over a window and L over the tile's positions. In memory a window may
 stand upright, K = (c, *tap) rows of L numbers, which suits channels-first images, whose rows are
-contiguous; or lie as a row, L rows of K = (*tap, c) numbers, which suits channels-last images, whose
-channels are.
+contiguous; or lie as a row, L rows of K = (*tap, c) numbers, which suits channels-last images,
+whose channels are.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def plan_forward(
     return ForwardPlan(
         tiling=tiling,
         tasks=len(tiling),
-        worker_bytes=unit * units,
+        worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
         flops=geometry.flops,
         columns=columns_for(geometry, layout),

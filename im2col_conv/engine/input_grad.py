@@ -8,6 +8,7 @@ of one image are cut as well: then outputs whose windows lie across a cut are ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,7 +82,7 @@ def plan_input_grad(
     return InputGradPlan(
         tiling=tiling,
         tasks=len(blocks),
-        worker_bytes=unit * units + buffered * depth * room,
+        worker_bytes=unit * tiling.cells + buffered * depth * math.prod(cells),
         shared_bytes=shared,
         flops=geometry.flops,
         blocks=blocks,

@@ -34,6 +34,11 @@ class Tiling:
     step: tuple[int, ...]
 
     @property
+    def cells(self) -> int:
+        """Cells of a whole box."""
+        return math.prod(self.step)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Boxes along each axis."""
         return tuple(-(-size // step) for size, step in zip(self.extent, self.step, strict=True))

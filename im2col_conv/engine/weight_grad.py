@@ -64,7 +64,7 @@ def plan_weight_grad(
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums,
-        worker_bytes=unit * units + sum_bytes * tiling.step[1] // geometry.groups,
+        worker_bytes=unit * tiling.cells + sum_bytes * tiling.step[1] // geometry.groups,
         shared_bytes=sums * sum_bytes,
         flops=geometry.flops,
         columns=columns_for(geometry, layout),
