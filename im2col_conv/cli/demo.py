@@ -71,8 +71,8 @@ def demo(as_json: bool, picture: Path | None, seed: int, epochs: int) -> None:
     seconds = time.perf_counter() - start
     held_out = len(digits.held_out_images)
     console.print(
-        f"Read {history[-1].accuracy:.1%} of {held_out} held-out digits right "
-        f"after {epochs} epochs, {seconds:.1f} s."
+        f"Read {history[-1].accuracy:.1%} of {held_out} held-out digits right, "
+        f"after {seconds:.1f} s of training."
     )
     checked = check(layers, digits.images[:_CHECKED], digits.labels[:_CHECKED])
     _report(checked, console)

@@ -104,7 +104,9 @@ def _draw(geometry: ic.ConvGeometry, console: Console) -> None:
     for n, image in enumerate(x):
         for c, channel in enumerate(image):
             console.print(f"\nx[{n}, {c}]")
-            _print_lines(console, _lines(np.atleast_2d(channel).reshape(-1, channel.shape[-1]), digits))
+            _print_lines(
+                console, _lines(np.atleast_2d(channel).reshape(-1, channel.shape[-1]), digits)
+            )
     console.print("\nThe columns, each the window of one output (. is padding, outside x):")
     if 12 + (digits + 1) * cols.shape[1] <= console.width:
         _draw_upright(geometry, cols, digits, console)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 __all__ = ["PADDING", "PER_AXIS", "SHAPE"]
 
+# Older versions of click have no [] here.
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
-class _Shape(click.ParamType[Any]):
+
+class _Shape(_ParamType):
     """Ints with commas between: ``1,3,5,7`` is (1, 3, 5, 7)."""
 
     name = "sizes"

@@ -54,7 +54,7 @@ def check_target(path: Path) -> None:
 
 def draw(portrait: Portrait, path: Path) -> None:
     """Write the picture to ``path``, in the format that its ending names."""
-    figure = _figure(figsize=(11, 7.2), dpi=150, layout="constrained", facecolor="white")
+    figure = _figure(figsize=(11, 6.6), dpi=150, layout="constrained", facecolor="white")
     axes = figure.subplot_mosaic("DDFFMM;AAALLL", height_ratios=(1.1, 1))
     limit = float(np.abs(portrait.filters).max())
     _draw_tiles(axes["D"], portrait.digit[np.newaxis], cmap="gray_r", vmin=0, vmax=1)

@@ -22,7 +22,6 @@ __all__ = ["Arithmetic", "arithmetic_for"]
 
 LIMB = 22
 EXACT = 53  # float64 holds every integer of so many bits
-FEW_ROWS = 4  # below, NumPy's integer product is faster than limbs: docs/performance.md
 
 
 class Arithmetic(Protocol):
@@ -50,7 +49,10 @@ class FloatArithmetic:
         return self.dtype
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        np.matmul(a, b, out=out)
+        if a.shape[-1] == 1:  # a sum of one term; the GEMM of depthwise dx takes ten times as long
+            np.multiply(a, b, out=out)
+        else:
+            np.matmul(a, b, out=out)
 
     def extra_bytes(self, depth: int) -> int:
         return 0
@@ -65,7 +67,7 @@ class ExactArithmetic:
         return np.dtype(np.uint8) if given == np.bool_ else given.newbyteorder("=")
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        if a.shape[-2] < FEW_ROWS:
+        if a.shape[-2] < _limbs(a.dtype) * _limbs(b.dtype):  # few rows: limbs would cost more
             np.matmul(a.astype(np.int64), b.astype(np.int64), out=out)
             return
         out[...] = 0

@@ -10,8 +10,8 @@ from im2col_conv.lowering import Slices
 
 __all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small", "shared_positions"]
 
-# Measured on two cores with 1 MiB of second-level cache each: docs/performance.md.
-TILE_BYTES = 2**20
+# Measured: docs/performance.md.
+TILE_BYTES = 2**21
 LEAST_POSITIONS = 512
 LEAST_SHARE = 128
 LEAST_AFFORDED = 32

@@ -1,0 +1,496 @@
+"""The command line: what it says, how it ends, and that it can fail."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import im2col_conv as ic
+from im2col_conv.cli import check, classic, doctor, kernels, network, options, peers, timing
+from im2col_conv.cli.app import app
+from im2col_conv.cli.augment import jitter
+from im2col_conv.cli.layers import LAYERS, Layer
+from im2col_conv.cli.tolerance import share_of_tolerance
+from im2col_conv.config import BlasLibrary
+from im2col_conv.data import load_digits
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def run_python(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def failure(result, code):
+    """Return the output of a run that ended with ``code`` and without a traceback."""
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+# The group.
+
+
+def test_runs_as_a_module():
+    result = run_python("-m", "im2col_conv", "--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("im2col-conv ")
+
+
+def test_help_names_every_command():
+    output = run("--help").output
+    for command in app.commands:
+        assert f"\n  {command} " in output
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_one_line_says_how_to_get_it(missing):
+    result = run_python(
+        "-c",
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['im2col-conv']\n"
+        "from im2col_conv.cli import main; main()",
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert 'python -m pip install "im2col-conv[cli]"' in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_import_error_of_our_own_is_not_taken_for_the_extra_s():
+    result = run_python(
+        "-c",
+        "import sys; sys.modules['im2col_conv.cli.demo'] = None\n"
+        "from im2col_conv.cli import main; main()",
+    )
+    assert result.returncode == 1
+    assert "im2col_conv.cli.demo" in result.stderr
+    assert "pip install" not in result.stderr
+
+
+def test_importing_the_package_imports_neither_the_command_line_nor_what_it_draws_with():
+    result = run_python(
+        "-c",
+        "import sys, im2col_conv\n"
+        "print({'click', 'rich', 'matplotlib', 'im2col_conv.cli'} & set(sys.modules))",
+    )
+    assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nonsense"], "nonsense"),
+        (["demo", "--epochs", "0"], "--epochs"),
+        (["demo", "--epochs", "many"], "--epochs"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["bench", "--layer", "resnet_99"], "resnet_99"),
+        (["bench", "--repeats", "0"], "--repeats"),
+        (["doctor", "--jsn"], "--jsn"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_names_what_is_wrong(arguments, named):
+    assert named in failure(run(*arguments), 2)
+
+
+# The demo.
+
+
+def test_demo_learns_to_read_digits():
+    record = run_json("demo", "--epochs", 4, "--seed", 3)
+    assert record["accuracy"] > 0.85
+    assert (record["held_out"], record["epochs"], record["seed"]) == (497, 4, 3)
+    assert 0 < record["gradient_error"] <= 1
+    assert record["seconds"] > 0
+    assert record["speedup_over_loops"] > 0
+    assert [epoch["number"] for epoch in record["history"]] == [1, 2, 3, 4]
+    assert record["history"][-1]["loss"] < record["history"][0]["loss"]
+
+
+def test_demo_tells_the_held_out_figure_in_plain_text():
+    result = run("demo", "--epochs", 1)
+    assert result.exit_code == 0
+    assert "of 497 held-out digits right, after" in " ".join(result.stdout.split())
+    assert "\x1b" not in result.output
+    assert "\r" not in result.output
+
+
+def test_same_seed_same_network():
+    first, second = (run_json("demo", "--epochs", 1, "--seed", 5)["history"] for _ in range(2))
+    assert first == second
+
+
+def test_demo_fails_where_a_gradient_is_wrong(monkeypatch):
+    right = check._library
+    monkeypatch.setattr(check, "_library", lambda step: [1.001 * a for a in right(step)])
+    assert "more than rounding" in failure(run("demo", "--epochs", 1), 1)
+
+
+def test_plot_is_written(tmp_path):
+    picture = tmp_path / "digits.png"
+    run_json("demo", "--epochs", 1, "--plot", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*_):
+        pytest.fail("the training started")
+
+    monkeypatch.setattr("im2col_conv.cli.demo.train", train)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("name", ["no/such/directory/digits.png", "digits.odd", "digits"])
+def test_picture_that_cannot_be_written_is_refused_before_training(tmp_path, name):
+    assert "digits" in failure(run("demo", "--plot", tmp_path / name), 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_picture_without_matplotlib_is_refused_before_training(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    output = failure(run("demo", "--plot", tmp_path / "digits.png"), 1)
+    assert '"im2col-conv[plot]"' in output
+
+
+def test_checking_the_target_leaves_an_old_picture_alone(tmp_path):
+    from im2col_conv.cli.plot import check_target
+
+    picture = tmp_path / "old.png"
+    picture.write_bytes(b"old")
+    check_target(picture)
+    assert picture.read_bytes() == b"old"
+
+
+def test_split_holds_497_digits_out():
+    images = np.arange(1797, dtype=np.float32)
+    digits = network.split(images, images.astype(np.int64), np.random.default_rng(0))
+    assert len(digits.held_out_images) == 497
+    parts = np.concatenate([digits.images, digits.held_out_images])
+    np.testing.assert_array_equal(np.sort(parts), images)
+    np.testing.assert_array_equal(digits.images, digits.labels)
+
+
+def test_gradients_of_the_whole_network_are_those_of_finite_differences():
+    rng = np.random.default_rng(0)
+    images, labels = (array[:3] for array in load_digits())
+    # In float64, so that small differences can be told; blank paper would sit on the ReLU's kink.
+    layers = [
+        replace(layer, w=layer.w.astype(float), b=layer.b.astype(float) + 0.1)
+        for layer in network.network(rng)
+    ]
+
+    def loss():
+        return network.loss_and_gradient(network.forward(layers, images)[1], labels)[0]
+
+    inputs, scores = network.forward(layers, images)
+    _, dscores = network.loss_and_gradient(scores, labels)
+    for step in network.backward(layers, inputs, dscores):
+        for weights, gradient in ((step.layer.w, step.dw), (step.layer.b, step.db)):
+            at = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
+            kept, nudge = weights[at], 1e-5
+            weights[at] = kept + nudge
+            above = loss()
+            weights[at] = kept - nudge
+            below = loss()
+            weights[at] = kept
+            assert (above - below) / (2 * nudge) == pytest.approx(gradient[at], rel=1e-4)
+
+
+def test_jitter_moves_ink_and_adds_none():
+    images, _ = load_digits()
+    kept = images.copy()
+    moved = jitter(images, np.random.default_rng(0))
+    np.testing.assert_array_equal(images, kept)
+    assert (moved.shape, moved.dtype) == (images.shape, np.float32)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert np.abs(moved - images).max() > 0.5
+    assert np.abs(moved.mean() / images.mean() - 1) < 0.1
+
+
+def test_tolerance_lets_rounding_pass_and_nothing_else():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 40, 40)).astype(np.float32)
+    expected, magnitude = a.astype(float) @ b.astype(float), np.abs(a) @ np.abs(b)
+    assert 0 < share_of_tolerance(a @ b, expected, 40, magnitude) <= 1
+    wrong = a @ b
+    wrong[3, 4] += 1e-3 * magnitude[3, 4]
+    assert share_of_tolerance(wrong, expected, 40, magnitude) > 1
+    assert not share_of_tolerance(np.float32(np.nan) * wrong, expected, 40, magnitude) <= 1
+
+
+# The doctor.
+
+AVX512 = {"AVX2": True, "AVX512_SKX": True}
+AVX2 = {"AVX2": True, "AVX512_SKX": False}
+
+
+def openblas(kernel):
+    return BlasLibrary(name="openblas", version="0.3.31", kernel=kernel, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "features", "verdict", "coretype"),
+    [
+        ("SkylakeX", AVX512, "fits", None),
+        ("Cooperlake", AVX512, "fits", None),
+        ("SapphireRapids", {"X86_V3": True, "X86_V4": True}, "fits", None),
+        ("Haswell", AVX512, "too old", "SkylakeX"),
+        ("Zen", AVX512, "too old", "SkylakeX"),
+        ("Sandybridge", AVX512, "too old", "SkylakeX"),
+        ("Nehalem", {"X86_V4": True}, "too old", "SkylakeX"),
+        ("Haswell", AVX2, "fits", None),
+        ("Zen", {"X86_V3": True}, "fits", None),
+        ("SkylakeX", AVX2, "fits", None),
+        ("Nehalem", AVX2, "too old", "Haswell"),
+        ("Prescott", AVX2, "too old", "Haswell"),
+        ("Nehalem", {}, "unknown", None),
+        ("Nehalem", {"SSE42": True, "AVX2": False}, "unknown", None),
+        ("neoversen1", {"NEON": True}, "unknown", None),
+        ("unknown", AVX512, "unknown", None),
+    ],
+)
+def test_judgement_of_an_openblas_kernel(kernel, features, verdict, coretype):
+    judgement = kernels.judge(openblas(kernel), features)
+    assert (judgement.verdict, judgement.coretype) == (verdict, coretype)
+    assert judgement.reason
+
+
+def test_other_libraries_are_not_judged():
+    blis = BlasLibrary(name="blis", version="1.0", kernel="haswell", threads=2)
+    assert kernels.judge(blis, AVX512).verdict == "unknown"
+
+
+def test_line_that_picks_a_kernel():
+    line = "OPENBLAS_CORETYPE=SkylakeX"
+    assert kernels.export_line("SkylakeX", "Linux") == f"export {line}"
+    assert kernels.export_line("SkylakeX", "Windows") == f"set {line}"
+
+
+def doctored(monkeypatch, *blas):
+    config = doctor.configuration()
+    made_up = type(config)(config.versions, blas, workers=3, workspace=2**20)
+    monkeypatch.setattr(doctor, "configuration", lambda: made_up)
+    monkeypatch.setattr(doctor, "processor_features", lambda: AVX512)
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+
+
+def test_doctor_prints_the_line_that_mends_it_once_and_ends_well(monkeypatch):
+    doctored(monkeypatch, openblas("Haswell"), openblas("Haswell"))
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert result.stdout.count("export OPENBLAS_CORETYPE=SkylakeX\n") == 1
+    assert "before Python starts" in " ".join(result.stdout.split())
+
+
+def test_doctor_has_nothing_to_say_where_kernels_fit(monkeypatch):
+    doctored(monkeypatch, openblas("SkylakeX"))
+    assert "OPENBLAS_CORETYPE" not in run("doctor").stdout
+
+
+def test_doctor_in_a_narrow_terminal_keeps_the_line_whole(monkeypatch):
+    doctored(monkeypatch, openblas("Haswell"))
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = run("doctor").stdout.splitlines()
+    assert "  export OPENBLAS_CORETYPE=SkylakeX" in lines
+    assert max(map(len, lines)) <= 40
+
+
+def test_doctor_json(monkeypatch):
+    doctored(monkeypatch, openblas("Haswell"), openblas("SkylakeX"))
+    record = run_json("doctor")
+    assert [library["verdict"] for library in record["blas"]] == ["too old", "fits"]
+    assert record["advice"] == ["export OPENBLAS_CORETYPE=SkylakeX"]
+    assert (record["workers"], record["workspace"]) == (3, 2**20)
+    assert {"python", "numpy", "scipy", "threadpoolctl", "click"} <= set(record["versions"])
+    assert record["processor"]
+
+
+def test_doctor_of_this_machine():
+    record = run_json("doctor")
+    assert record["workers"] == ic.get_workers()
+    assert record["workspace"] == ic.get_workspace()
+
+
+def test_features_are_none_where_numpy_does_not_say(monkeypatch):
+    assert all(isinstance(has, bool) for has in kernels.processor_features().values())
+    monkeypatch.setitem(sys.modules, "numpy._core._multiarray_umath", None)
+    assert kernels.processor_features() == {}
+
+
+# The benchmark.
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    for package in ("torch", "onnxruntime", "onnx", "jax"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_bench_skips_peers_that_are_missing_and_says_how_to_get_them():
+    record = run_json("bench", "--layer", "tiny", "--repeats", 1)
+    assert record["skipped"] == {
+        "pytorch": "python -m pip install torch",
+        "onnxruntime": "python -m pip install onnxruntime onnx",
+        "jax": "python -m pip install jax",
+    }
+    assert [each["pass"] for each in record["layers"]] == ["forward", "backward"]
+    for each in record["layers"]:
+        assert each["layer"] == "tiny"
+        assert set(each["seconds"]) == {"im2col_conv", "classic"}
+        assert math.isfinite(each["ratios"]["classic"])
+        assert each["ratios"]["classic"] > 0
+    assert set(record["geometric_mean"]) == {"classic"}
+    assert record["threads"] == ic.get_workers()
+
+
+@pytest.mark.usefixtures("no_peers")
+@pytest.mark.parametrize("columns", [40, 100])
+def test_bench_in_words(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("im2col_conv.cli.bench._load", lambda: 0.0)
+    result = run("bench", "--layer", "tiny", "--repeats", 1)
+    assert result.exit_code == 0
+    for part in ("tiny", "forward", "backward", "classic", "geometric mean"):
+        assert part in result.stdout
+    figures, _, _ = result.stdout.partition("is skipped")
+    assert max(map(len, figures.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("peer", peers.PEERS[2:], ids=lambda peer: peer.name)
+def test_peer_agrees_with_this_library(peer):
+    for package in peer.packages:
+        if find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    # In a process of its own: these libraries start threads, and some warn as they are imported.
+    result = run_python(
+        "-c",
+        "from im2col_conv.cli.layers import LAYERS\n"
+        "from im2col_conv.cli.peers import PEERS\n"
+        "from im2col_conv.cli.timing import time_layer\n"
+        f"peers = [peer for peer in PEERS if peer.name in ('im2col_conv', {peer.name!r})]\n"
+        "forward, backward = time_layer(LAYERS['tiny'], peers, 1, 1)\n"
+        "print(sorted(forward.seconds))",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{sorted(['im2col_conv', peer.name])}\n"
+
+
+def test_a_peer_that_differs_stops_the_benchmark(monkeypatch):
+    def set_up(layer, data, threads):
+        runs = peers.PEERS[1].set_up(layer, data, threads)
+        return runs._replace(forward=lambda: runs.forward() + 1)
+
+    wrong = peers.Peer("wrong", set_up)
+    monkeypatch.setattr("im2col_conv.cli.bench.PEERS", (peers.PEERS[0], wrong))
+    output = failure(run("bench", "--layer", "tiny", "--repeats", 1), 1)
+    assert "tiny: y of wrong differs" in output
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LAYERS["tiny"],
+        Layer("odd", 2, 6, 8, 9, kernel=3, stride=3, padding=2, groups=3),
+        Layer("depthwise", 3, 4, 6, 4, kernel=2, padding=0, groups=4),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_classic_lowering_equals_the_loops(layer):
+    rng = np.random.default_rng(0)
+    x, w, b = (
+        rng.integers(-4, 5, shape).astype(float)
+        for shape in (layer.x_shape, layer.w_shape, layer.filters)
+    )
+    geometry = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+    y = ic.reference.conv(x, w, b, **geometry)
+    np.testing.assert_array_equal(classic.forward(layer, x, w, b), y)
+    dout = rng.integers(-4, 5, y.shape).astype(float)
+    for found, expected in zip(
+        classic.backward(layer, x, w, dout),
+        ic.reference.conv_grads(dout, x, w, **geometry),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_list_of_layers():
+    lines = run("bench", "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(LAYERS)
+    assert "128 x 56 x 56 -> 128, 3x3, groups 128" in "\n".join(lines)
+    assert run_json("bench", "--list")["lenet"]["kernel"] == 5
+
+
+def test_layers_are_convolutions():
+    for layer in LAYERS.values():
+        geometry = ic.ConvGeometry.from_shapes(
+            layer.x_shape,
+            layer.w_shape,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=layer.groups,
+        )
+        assert geometry.y_shape == (layer.images, layer.filters, layer.out_size, layer.out_size)
+
+
+def test_ratio_is_our_time_over_theirs():
+    timed = timing.Timing("tiny", "forward", {"im2col_conv": 3.0, "classic": 6.0})
+    assert timed.ratios("im2col_conv") == {"classic": 0.5}
+
+
+# Types of options.
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (options.SHAPE, "1,3,5,7", (1, 3, 5, 7)),
+        (options.SHAPE, "4", (4,)),
+        (options.PER_AXIS, "2", 2),
+        (options.PER_AXIS, "2,1", (2, 1)),
+        (options.PADDING, "1", 1),
+        (options.PADDING, "1,0", (1, 0)),
+        (options.PADDING, "1:2,0:3", ((1, 2), (0, 3))),
+        (options.PADDING, "1:2", ((1, 2),)),
+        (options.PADDING, "1,0:3", ((1, 1), (0, 3))),
+        (options.PADDING, "same", "same"),
+        (options.PADDING, "valid", "valid"),
+    ],
+)
+def test_sizes_are_read_as_the_library_takes_them(kind, text, value):
+    assert kind.convert(text, None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (options.SHAPE, "1,x"),
+        (options.SHAPE, ""),
+        (options.SHAPE, "1,,2"),
+        (options.PER_AXIS, "1.5"),
+        (options.PADDING, "full"),
+        (options.PADDING, "1:2:3"),
+        (options.PADDING, ":1"),
+    ],
+)
+def test_sizes_that_cannot_be_read_are_quoted(kind, text):
+    with pytest.raises(click.BadParameter, match=f"'{text}' is not"):
+        kind.convert(text, None, None)
