@@ -67,7 +67,7 @@ def draw(portrait: Portrait, path: Path) -> None:
     _add_bar(figure, axes["M"], maps, "after the ReLU")
     _draw_accuracy(axes["A"], portrait)
     _draw_loss(axes["L"], portrait)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.2)
 
 
 def _figure(**options: Any) -> Figure:

@@ -6,6 +6,7 @@ The passes stand side by side, each a plan (drawn from shapes and types alone) a
     weight_grad    dw = dout @ cols.T        the same tiles, in a fixed number of partial sums
     input_grad     dx = col2im(W.T @ dout)   blocks of channels, each scattered by one worker
 
-They stand on ``columns`` (how a tile lies in memory), ``tiling`` (how large it is), ``arithmetic``
-(how numbers of a type are multiplied), ``workers`` and ``blas`` (who does it), and ``settings``.
+They stand on ``gathering`` (how a tile is filled), ``columns`` (how it lies in memory), ``tiling``
+(how large it is), ``arithmetic`` (how numbers of a type are multiplied), ``workers`` and ``blas``
+(who does it), and ``settings``.
 """

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices, gather, last, whole
 
 __all__ = ["Columns", "as_matrix", "by_group", "columns_for", "tile_matrix"]
 
 Shape: TypeAlias = tuple[int, ...]
 
-BAND_SHARE = 2  # a padded copy of the input's cells pays where it is at most half the columns
 LEAST_ROW = 8  # channels of a group, from which contiguous channels pay
 
 
@@ -56,80 +53,12 @@ class Columns:
         cols = rows.transpose(0, at + len(kernel), *taps, *range(1, at))
         return cols, rows.reshape(groups, L, K).swapaxes(1, 2)
 
-    def gather(
-        self, scratch: Scratch, x: Array, dtype: np.dtype[Any], images: slice, box: Slices
-    ) -> Array:
-        """Return the column matrix (g, K, L) of ``x[g, c, n, *size]`` for one tile.
-
-        It may be a view of ``x``, where that is the column matrix already.
-        """
-        if self.geometry.taps == 1 and x.dtype == dtype:
-            view = self._pointwise(x[:, :, images], box)
-            if view is not None:
-                return view
-        x = x[:, :, images]
-        lengths = tuple(o.stop - o.start for o in box)
-        cols, matrix = self.empty(scratch, dtype, x.shape[0], x.shape[1], (x.shape[2], *lengths))
-        band = self._band(box)
-        cells = math.prod(part.stop - part.start for part in band)
-        if BAND_SHARE * cells <= self.geometry.taps * math.prod(lengths):
-            np.copyto(cols, self._windows(self._padded(scratch, x, dtype, band), lengths))
-        else:
-            gather(self.geometry, x, cols, box, whole(self.geometry.size))
-        return matrix
-
-    def _band(self, box: Slices) -> Slices:
-        """Return the cells between the first and the last that ``box`` sees, padding included."""
-        return tuple(
-            slice(o.start * s - before, (o.stop - 1) * s - before + reach)
-            for o, s, reach, (before, _) in zip(
-                box,
-                self.geometry.stride,
-                self.geometry.reach,
-                self.geometry.padding,
-                strict=True,
-            )
-        )
-
-    def _padded(self, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: Slices) -> Array:
-        """Return the band ``x[g, c, n, *band]`` with its padding: a view where it has none."""
-        inside = tuple(
-            slice(min(max(part.start, 0), size), max(min(part.stop, size), 0))
-            for part, size in zip(band, self.geometry.size, strict=True)
-        )
-        if inside == band and x.dtype == dtype:
-            return x[last(band)]
-        g, c, *rest = *x.shape[:3], *(part.stop - part.start for part in band)
-        if self.rows:
-            padded = np.moveaxis(scratch.array("band", (g, *rest, c), dtype), -1, 1)
-        else:
-            padded = scratch.array("band", (g, c, *rest), dtype)
-        if inside != band:
-            padded[...] = 0
-        middle = (
-            slice(cells.start - part.start, cells.stop - part.start)
-            for cells, part in zip(inside, band, strict=True)
-        )
-        padded[last(middle)] = x[last(inside)]
-        return padded
-
-    def _windows(self, band: Array, lengths: Shape) -> Array:
-        """Return the read-only view ``cols[g, c, *tap, n, *o]`` of ``band[g, c, n, *cells]``."""
-        shape = (*band.shape[:2], *self.geometry.kernel, band.shape[2], *lengths)
-        g, c, n, *steps = band.strides
-        taps = (step * d for step, d in zip(steps, self.geometry.dilation, strict=True))
-        outs = (step * s for step, s in zip(steps, self.geometry.stride, strict=True))
-        return as_strided(band, shape, (g, c, *taps, n, *outs), writeable=False)
-
-    def _pointwise(self, x: Array, box: Slices) -> Array | None:
-        """Return the cells under a kernel of one tap as a matrix, if none of them is padding."""
-        if any(before or after for before, after in self.geometry.padding):
-            return None
-        cells = (
-            slice(o.start * s, (o.stop - 1) * s + 1, s)
-            for o, s in zip(box, self.geometry.stride, strict=True)
-        )
-        return as_matrix(x[last(cells)])
+    def like_image(self, scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """Return an unfilled array ``[g, c, n, *cells]`` in the memory order of the windows."""
+        g, c, *rest = shape
+        if not self.rows:
+            return scratch.array(name, shape, dtype)
+        return np.moveaxis(scratch.array(name, (g, *rest, c), dtype), -1, 1)
 
     def weights(self, w: Array, dtype: np.dtype[Any]) -> Array:
         """Return ``w`` as W (g, Fg, K), in the order of the column matrix."""

@@ -11,6 +11,7 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.columns import Columns, as_matrix, by_group, columns_for
+from im2col_conv.engine.gathering import column_bytes, gather_tile
 from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -36,11 +37,11 @@ def plan_forward(
     workspace: int,
 ) -> ForwardPlan:
     """Draw the tiles of a forward pass from shapes and types alone."""
-    arithmetic = arithmetic_for(result)
+    arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
     unit = (
-        K * arithmetic.operand_type(x_type).itemsize
+        column_bytes(columns, arithmetic.operand_type(x_type))
         + F * arithmetic.dtype.itemsize
         + arithmetic.extra_bytes(F + K)
     )
@@ -56,7 +57,7 @@ def plan_forward(
         worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
         flops=geometry.flops,
-        columns=columns_for(geometry, layout),
+        columns=columns,
         arithmetic=arithmetic,
     )
 
@@ -73,7 +74,7 @@ def forward(
 
     def fill(index: int, scratch: Scratch) -> None:
         images, groups, *box = plan.tiling[index]
-        cols = columns.gather(scratch, x[groups], x_type, images, tuple(box))
+        cols = gather_tile(columns, scratch, x[groups, :, images], x_type, tuple(box))
         part = y[groups, :, images, *box]
         target = as_matrix(part) if part.dtype == arithmetic.dtype else None
         product = target

@@ -135,7 +135,9 @@ def input_grad(
     def fill(index: int, scratch: Scratch) -> None:
         groups, images, channels, *cells = plan.blocks[index]
         block = dx[groups, channels, images, *cells]
-        target = _buffer(plan, scratch, block) if plan.buffered else block
+        target = block
+        if plan.buffered:
+            target = columns.like_image(scratch, "dx", block.shape, arithmetic.dtype)
         target[...] = 0 if bias is None else bias[groups, channels]
         W = columns.packed(weights[groups, :, channels])
         for box in _tiles(plan, tuple(cells)):
@@ -151,14 +153,6 @@ def input_grad(
             block[...] = target
 
     run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
-
-
-def _buffer(plan: InputGradPlan, scratch: Scratch, block: Array) -> Array:
-    """Return an array like ``block[g, c, n, *cells]`` whose memory order is that of the columns."""
-    g, c, *rest = block.shape
-    if not plan.columns.rows:
-        return scratch.array("dx", block.shape, plan.arithmetic.dtype)
-    return np.moveaxis(scratch.array("dx", (g, *rest, c), plan.arithmetic.dtype), -1, 1)
 
 
 def _tiles(plan: InputGradPlan, cells: Slices) -> Iterator[Slices]:

@@ -16,6 +16,7 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
+from im2col_conv.engine.gathering import column_bytes, gather_tile
 from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import SHARES, affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -43,13 +44,13 @@ def plan_weight_grad(
     workspace: int,
 ) -> WeightGradPlan:
     """Draw the tiles and partial sums of a pass to the weights from shapes and types alone."""
-    arithmetic = arithmetic_for(result)
+    arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
     sum_bytes = geometry.F * K * arithmetic.dtype.itemsize
-    conjugated = result.kind == "c"  # a copy of the columns
+    conjugated = result.kind == "c"  # which takes a copy of the columns
     unit = (
-        (1 + conjugated) * K * arithmetic.operand_type(x_type).itemsize
+        (1 + conjugated) * column_bytes(columns, arithmetic.operand_type(x_type))
         + F * arithmetic.operand_type(dout_type).itemsize
         + arithmetic.extra_bytes(F + K)
     )
@@ -67,7 +68,7 @@ def plan_weight_grad(
         worker_bytes=unit * tiling.cells + sum_bytes * tiling.step[1] // geometry.groups,
         shared_bytes=sums * sum_bytes,
         flops=geometry.flops,
-        columns=columns_for(geometry, layout),
+        columns=columns,
         arithmetic=arithmetic,
     )
 
@@ -97,7 +98,7 @@ def weight_grad(
             if db is not None:
                 db_sums[index, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
             if dw is not None:
-                product = _product(plan, scratch, matrix, x[groups], images, tuple(box))
+                product = _product(plan, scratch, matrix, x[groups, :, images], tuple(box))
                 dw_sums[index, groups] += product
 
     run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
@@ -116,24 +117,22 @@ def _total(sums: Array) -> Array:
     return total
 
 
-def _product(
-    plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, images: slice, box: Slices
-) -> Array:
+def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box: Slices) -> Array:
     """Return one tile's dout @ cols.T, (g, F, K)."""
     columns, arithmetic = plan.columns, plan.arithmetic
-    cols = columns.gather(scratch, x, arithmetic.operand_type(x.dtype), images, box)
+    cols = gather_tile(columns, scratch, x, arithmetic.operand_type(x.dtype), box)
     if arithmetic.dtype.kind == "c":
         cols = np.conjugate(cols)
     product = scratch.array("dw", (*dout.shape[:2], columns.window), arithmetic.dtype)
     # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
     arithmetic.matmul(dout, cols.swapaxes(1, 2), product)
     if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
-        _multiply_inside(columns, dout, cols, images, box, product)
+        _multiply_inside(columns, dout, cols, box, product)
     return product
 
 
 def _multiply_inside(
-    columns: Columns, dout: Array, cols: Array, images: slice, box: Slices, product: Array
+    columns: Columns, dout: Array, cols: Array, box: Slices, product: Array
 ) -> None:
     """Set ``product`` to dout @ cols.T tap by tap, without the positions where a tap is padding.
 
@@ -141,16 +140,16 @@ def _multiply_inside(
     input has a part in.
     """
     geometry = columns.geometry
-    positions = (images.stop - images.start, *(o.stop - o.start for o in box))
-    G, F = dout.shape[:2]
+    positions = (-1, *(o.stop - o.start for o in box))
+    (G, F), C = dout.shape[:2], geometry.C // geometry.groups
     dout = dout.reshape(G, F, *positions)
     dw = columns.unpacked(product)
     cols = np.moveaxis(columns.unpacked(cols.swapaxes(1, 2)), 1, -1)  # (g, c, *tap, L)
     for tap, outputs, _ in tap_slices(geometry, box, whole(geometry.size)):
         at_tap: Any = tap
-        column = cols[:, :, *at_tap].reshape(G, -1, *positions)
+        column = cols[:, :, *at_tap].reshape(G, C, *positions)
         # dw_tap (g, F, C) = dout (g, F, L') @ column.T (g, L', C)
         dw[:, :, :, *at_tap] = np.matmul(
             dout[last(outputs)].reshape(G, F, -1),
-            column[last(outputs)].reshape(G, column.shape[1], -1).swapaxes(1, 2),
+            column[last(outputs)].reshape(G, C, -1).swapaxes(1, 2),
         )
