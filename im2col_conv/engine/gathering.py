@@ -81,7 +81,8 @@ def _padded(
         for part, size in zip(band, columns.geometry.size, strict=True)
     )
     if inside == band and x.dtype == dtype:
-        return x[last(inside)]
+        view: Array = x[last(inside)]
+        return view
     lengths = tuple(part.stop - part.start for part in band)
     padded = columns.like_image(scratch, "band", (*x.shape[:3], *lengths), dtype)
     if inside != band:
