@@ -494,3 +494,71 @@ def test_sizes_are_read_as_the_library_takes_them(kind, text, value):
 def test_sizes_that_cannot_be_read_are_quoted(kind, text):
     with pytest.raises(click.BadParameter, match=f"'{text}' is not"):
         kind.convert(text, None, None)
+
+
+# Explain.
+
+
+def explained(*arguments, columns=200):
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    result = runner.invoke(app, ["explain", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+TINY = ("--x", "1,2,3,4", "--w", "2,2,2,3", "--stride", "2,1", "--padding", "1:0,0:1")
+
+
+def test_explain_draws_the_columns_and_where_they_came_from():
+    output = explained(*TINY)
+    assert str(ic.explain((1, 2, 3, 4), (2, 2, 2, 3), stride=(2, 1), padding=((1, 0), (0, 1)))) in (
+        output
+    )
+    x = np.arange(1, 25).reshape(1, 2, 3, 4)
+    cols = ic.im2col(x, (2, 3), stride=(2, 1), padding=((1, 0), (0, 1)))
+    rows = [line for line in output.splitlines() if line.startswith("(") and "|" in line]
+    drawn = [
+        [0 if cell == "." else int(cell) for cell in row.split("|")[1].split()] for row in rows
+    ]
+    np.testing.assert_array_equal(drawn, cols)
+    assert rows[-1].startswith("(1, 1, 2)")
+    seen = [line for line in output.splitlines() if line.startswith("column ")][1:]
+    assert len(seen) == cols.shape[1]
+    # Window of output (1, 1): rows 1 and 2, columns 1 to 3.
+    assert seen[4] == "column 4: y[0, :, 1, 1] sees x[0, :, 1:3, 1:4]"
+
+
+def test_explain_in_a_narrow_terminal_lists_the_columns():
+    output = explained("--x", "1,1,5,6", "--w", "1,1,2,2", columns=40)
+    assert "column 19: y[0, :, 3, 4]" in output
+    assert "\n  22 23 28 29\n" in output  # the last window, in one line
+    assert "|" not in output
+
+
+def test_explain_as_json():
+    record = run_json("explain", *TINY, "--dtype", "float64", "--groups", "1")
+    assert record["out"] == [2, 3]
+    assert record["gemm"] == {"M": 2, "N": 6, "K": 12}
+    assert record["cols_nbytes"] == 12 * 6 * 8
+    assert [each["name"][:7] for each in record["passes"]] == ["forward", "weight ", "input g"]
+    assert len(record["cols"]) == 12
+    large = run_json("explain", "--x", "8,64,56,56", "--w", "64,64,3,3", "--padding", "same")
+    assert large["cols"] is None
+    assert large["flops"] == 2 * 8 * 64 * 56 * 56 * 64 * 9
+
+
+def test_explain_of_a_large_layer_says_why_it_draws_nothing():
+    assert "The column matrix is drawn where" in explained("--x", "1,9,9,9", "--w", "9,9,3,3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--x", "1,1,3,4", "--w", "1,1,5,2"), 1, "kernel is too large by 2"),
+        (("--x", "1,1,3,4", "--w", "1,1,2,2", "--dtype", "text"), 1, "dtype must be"),
+        (("--x", "1,1,a", "--w", "1,1,2"), 2, "'1,1,a' is not ints"),
+        (("--x", "1,1,3"), 2, "Missing option '--w'"),
+    ],
+)
+def test_explain_of_what_cannot_be(arguments, code, text):
+    assert text in failure(run("explain", *arguments), code)
