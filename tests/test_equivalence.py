@@ -200,20 +200,28 @@ def test_depthwise_is_a_convolution_a_channel():
     )
 
 
+def spread(array):
+    """The same numbers read-only, reversed in memory, with gaps, in Fortran order."""
+    big = np.zeros(tuple(2 * size for size in array.shape), array.dtype, order="F")
+    view = big[(slice(None, None, -2),) * array.ndim]
+    view[...] = array
+    view.flags.writeable = False
+    return view
+
+
+def unaligned(array):
+    """The same numbers, each a byte past where its type belongs."""
+    pairs = np.zeros(array.shape, [("byte", "u1"), ("number", array.dtype)])
+    pairs["number"] = array
+    return pairs["number"]
+
+
 @settings(max_examples=50)
-@given(case=cases(most_axes=2), seed=seeds)
-def test_memory_order_of_the_arguments_makes_no_difference(case, seed):
+@given(case=cases(most_axes=2), seed=seeds, change=st.sampled_from([spread, unaligned]))
+@example(case=POINTWISE, seed=1, change=unaligned)
+def test_memory_order_of_the_arguments_makes_no_difference(case, seed, change):
     x, w, b, dout = arrays(case, seed)
-
-    def awkward(array):
-        """The same numbers read-only, reversed in memory, with gaps, in Fortran order."""
-        big = np.zeros(tuple(2 * size for size in array.shape), array.dtype, order="F")
-        view = big[(slice(None, None, -2),) * array.ndim]
-        view[...] = array
-        view.flags.writeable = False
-        return view
-
-    given_arrays = [awkward(each) for each in (x, w, b, dout)]
+    given_arrays = [change(each) for each in (x, w, b, dout)]
     y = ic.conv(*given_arrays[:3], **case.keywords)
     np.testing.assert_array_equal(y, ic.conv(x, w, b, **case.keywords))
     for one, other in zip(

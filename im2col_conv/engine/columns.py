@@ -110,8 +110,6 @@ def as_matrix(tile: Array) -> Array | None:
         view = np.reshape(tile, (*tile.shape[:2], math.prod(tile.shape[2:])), copy=False)
     except ValueError:
         return None
-    if not view.flags.aligned or not view.dtype.isnative:
-        return None
     (f, L), (f_step, L_step) = view.shape[1:], view.strides[1:]
     item = view.itemsize
     upright = L_step == item and f_step >= L * item and f_step % item == 0
