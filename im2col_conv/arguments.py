@@ -8,7 +8,18 @@ from typing import Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 
-__all__ = ["Padding", "PerAxis", "axis_pairs", "axis_sizes", "integer", "per_axis", "shape_of"]
+__all__ = [
+    "LARGEST",
+    "Padding",
+    "PerAxis",
+    "axis_pairs",
+    "axis_sizes",
+    "integer",
+    "per_axis",
+    "shape_of",
+]
+
+LARGEST = int(np.iinfo(np.intp).max)
 
 PerAxis: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 Padding: TypeAlias = (
@@ -29,6 +40,8 @@ def integer(name: str, value: object, least: int) -> int:
         raise TypeError(f"{name} must be an int, got {_quote(value)}") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+    if number > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, the largest size, got {number}")
     return number
 
 
@@ -89,7 +102,7 @@ def _items(name: str, value: object, ndim: int, wanted: str) -> list[object]:
 def _is_sequence(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
 def _quote(value: object) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "channels_first",
     "check_layout",
     "check_out",
+    "check_type",
     "computing_type",
     "in_layout",
     "layout_shape",
@@ -20,10 +21,14 @@ __all__ = [
     "new_result",
     "read_array",
     "result_type",
+    "without_warnings",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
+
+# A decorator: what floating point does (overflow, NaN) stands in the results, without warnings.
+without_warnings = np.errstate(all="ignore")
 
 FITTING = "bool, integers but uint64, float16, float32, float64, complex64 or complex128"
 
@@ -34,14 +39,20 @@ def read_array(name: str, value: object) -> Array:
         raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{name} cannot be read as an array: {error}") from error
-    kind = array.dtype.kind
-    if kind not in "biufc" or array.dtype in (np.longdouble, np.clongdouble):
-        raise TypeError(f"{name} must hold {FITTING}, got {array.dtype}")
-    if array.dtype == np.uint64:
-        raise TypeError(f"{name} must hold {FITTING}, got uint64: int64 holds no such numbers")
+    except Exception as error:  # whatever its __array__ raises
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} cannot be read as an array: {error}") from error
+    check_type(name, array.dtype)
     return array
+
+
+def check_type(name: str, dtype: np.dtype[Any]) -> None:
+    """Complain about a type that convolution has no answer for, in any byte order."""
+    dtype = dtype.newbyteorder("=")
+    if dtype.kind not in "biufc" or dtype in (np.longdouble, np.clongdouble):
+        raise TypeError(f"{name} must hold {FITTING}, got {dtype}")
+    if dtype == np.uint64:
+        raise TypeError(f"{name} must hold {FITTING}, got uint64: int64 holds no such numbers")
 
 
 def result_type(*arrays: Array) -> np.dtype[Any]:
@@ -94,20 +105,34 @@ def check_out(
     out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]
 ) -> Array:
     """Return ``out`` if a result of this shape and type can be written to it unharmed."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a NumPy array that is not masked, got {type(out).__name__}")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, as the result has, got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"out must have type {dtype}, as the result has, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    if any(step == 0 and size > 1 for size, step in zip(out.shape, out.strides, strict=True)):
-        raise ValueError("out must have a cell of its own for each result, got a broadcast array")
+    if not _has_own_cells(out):
+        raise ValueError(
+            f"out must have a cell of its own for each result, got strides {out.strides} for "
+            f"shape {out.shape}"
+        )
     for name, array in inputs.items():
         if np.may_share_memory(out, array) and _overlap(out, array):
             raise ValueError(f"out must not overlap {name}, which is still read while it is filled")
     return out
+
+
+def _has_own_cells(array: Array) -> bool:
+    """Say whether each axis steps over all that the axes of smaller steps span."""
+    axes = zip(array.strides, array.shape, strict=True)
+    span = array.itemsize
+    for step, size in sorted((abs(step), size) for step, size in axes if size > 1):
+        if step < span:
+            return array.size == 0
+        span += step * (size - 1)
+    return True
 
 
 def _overlap(a: Array, b: Array) -> bool:

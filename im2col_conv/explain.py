@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from im2col_conv.arguments import Padding, PerAxis
-from im2col_conv.arrays import read_array, result_type
+from im2col_conv.arrays import check_type, result_type
 from im2col_conv.engine.forward import plan_forward
 from im2col_conv.engine.input_grad import plan_input_grad
 from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
@@ -148,10 +148,12 @@ def explain(
         given = np.dtype(dtype)
     except TypeError:
         raise TypeError(f"dtype must be a data type of numbers, got {dtype!r}") from None
-    read_array("dtype", np.empty(0, given))
+    if dtype is None:  # which NumPy takes for float64
+        raise TypeError("dtype must be a data type of numbers, got None")
+    check_type("dtype", given)
     geometry = ConvGeometry.from_shapes(
-        tuple(x_shape),  # type: ignore[arg-type]
-        tuple(w_shape),  # type: ignore[arg-type]
+        x_shape,  # type: ignore[arg-type]
+        w_shape,  # type: ignore[arg-type]
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -192,7 +194,7 @@ def _pass(name: str, product: str, plan: Plan, tile: tuple[int, ...] | None = No
     return Pass(
         name=name,
         product=product,
-        tiles=len(plan.tiling),
+        tiles=plan.tiling.boxes,
         tile=plan.tiling.step if tile is None else tile,
         workers=workers_for(plan, workers, workspace),
         scratch=scratch_bytes(plan, workers, workspace),

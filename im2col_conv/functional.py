@@ -21,6 +21,7 @@ from im2col_conv.arrays import (
     new_result,
     read_array,
     result_type,
+    without_warnings,
 )
 from im2col_conv.engine.forward import forward, plan_forward
 from im2col_conv.engine.input_grad import input_grad, plan_input_grad
@@ -48,6 +49,7 @@ class ConvGrads(NamedTuple):
     db: Array | None
 
 
+@without_warnings
 def conv(
     x: npt.ArrayLike,
     w: npt.ArrayLike,
@@ -134,13 +136,14 @@ def conv(
         y = new_result(geometry.y_shape, dtype, layout)
     else:
         out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, arrays)
-        y = channels_first(out, layout)
+        y = channels_first(np.asarray(out), layout)
     workers, workspace = get_workers(), get_workspace()
     plan = plan_forward(geometry, layout, x.dtype, dtype, workspace)
     forward(plan, x, w, b, y, workers, workspace)
     return in_layout(y, layout) if out is None else out
 
 
+@without_warnings
 def conv_grads(
     dout: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -214,6 +217,7 @@ def conv_grads(
     return ConvGrads(dx, dw, db)
 
 
+@without_warnings
 def conv_input_grad(
     dout: npt.ArrayLike,
     w: npt.ArrayLike,
@@ -270,6 +274,7 @@ def conv_input_grad(
     return _input_grad(geometry, dout, w, result_type(dout, w), layout)
 
 
+@without_warnings
 def conv_weight_grad(
     dout: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -330,6 +335,7 @@ def conv_weight_grad(
     return dw
 
 
+@without_warnings
 def conv_transpose(
     x: npt.ArrayLike,
     w: npt.ArrayLike,
@@ -404,6 +410,7 @@ def conv_transpose(
         output_size=output_size,
         dilation=dilation,
         groups=groups,
+        name=_in_order("x", layout),
     )
     arrays = [x, w]
     if b is not None:
@@ -462,7 +469,7 @@ def _check_words(layout: object, algorithm: object) -> None:
 def _check_needs(needs: object) -> Collection[str]:
     if isinstance(needs, str) or not isinstance(needs, Collection):
         raise TypeError(f'needs must be a collection such as ("x", "w", "b"), got {needs!r}')
-    unknown = [name for name in needs if name not in ("x", "w", "b")]
+    unknown = [name for name in needs if not isinstance(name, str) or name not in ("x", "w", "b")]
     if unknown:
         raise ValueError(f'needs must hold no names but "x", "w" and "b", got {unknown[0]!r}')
     return needs

@@ -11,9 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from im2col_conv.arguments import Padding, PerAxis, axis_pairs, integer, per_axis, shape_of
+from im2col_conv.arguments import LARGEST, Padding, PerAxis, axis_pairs, integer, per_axis, shape_of
 
 __all__ = ["ConvGeometry", "Gemm", "expect_shape", "geometry_of"]
+
+
+MOST_CELLS = LARGEST // 16  # of the largest type
 
 
 class Gemm(NamedTuple):
@@ -77,6 +80,8 @@ class ConvGeometry:
     def __post_init__(self) -> None:
         """Refuse what cannot be a convolution, also from ``dataclasses.replace``."""
         ndim = len(self.size)
+        if ndim == 0:
+            raise ValueError("size must have at least one spatial axis, got ()")
         for name, least in (("N", 0), ("C", 1), ("F", 1), ("groups", 1)):
             self._set(name, integer(name, getattr(self, name), least))
         self._set("size", shape_of("size", self.size))
@@ -89,6 +94,7 @@ class ConvGeometry:
                     f"groups must divide {name}: got groups={self.groups} and {name}={channels}"
                 )
         self._refuse_empty_output()
+        self._refuse_what_no_array_holds()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -104,6 +110,15 @@ class ConvGeometry:
                     f"by {reach - padded}. It reaches over {reach} cells (kernel "
                     f"{self.kernel[axis]}, dilation {self.dilation[axis]}) and the input has "
                     f"{padded} (size {self.size[axis]}, padding {before}+{after})"
+                )
+
+    def _refuse_what_no_array_holds(self) -> None:
+        for name, shape in (("x", self.x_shape), ("w", self.w_shape), ("the output", self.y_shape)):
+            if math.prod(shape) > MOST_CELLS:
+                raise ValueError(
+                    f"{name} would have {math.prod(shape)} cells, more than an array can hold: "
+                    f"its shape is {shape}, with size {self.size}, stride {self.stride} and "
+                    f"padding {self.padding}"
                 )
 
     @classmethod

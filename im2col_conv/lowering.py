@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from im2col_conv.arguments import Padding, PerAxis, axis_sizes, shape_of
-from im2col_conv.arrays import Array, computing_type, read_array, result_type
+from im2col_conv.arrays import Array, computing_type, read_array, result_type, without_warnings
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 
 __all__ = ["Slices", "col2im", "gather", "im2col", "last", "scatter", "tap_slices", "whole"]
@@ -157,6 +157,7 @@ def im2col(
     return cols.reshape(geometry.cols_shape)
 
 
+@without_warnings
 def col2im(
     cols: npt.ArrayLike,
     x_shape: Sequence[SupportsIndex],

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from im2col_conv.arrays import Array, read_array
+from im2col_conv.arguments import per_axis
+from im2col_conv.arrays import Array, read_array, result_type
 from im2col_conv.functional import conv, conv_grads
 
 __all__ = ["conv_backward", "conv_forward"]
@@ -29,8 +31,7 @@ def conv_forward(
     b : array_like
         (F,).
     conv_param : dict
-        With exactly the keys "stride" and "pad", as :func:`im2col_conv.conv` takes stride and
-        padding.
+        With exactly the keys "stride" and "pad", each an int or one int a spatial axis.
 
     Returns
     -------
@@ -59,8 +60,8 @@ def conv_forward(
     array([[[[21.5, 32.5],
              [54.5, 65.5]]]])
     """
-    stride, pad = _read(conv_param)
     x, w, b = read_array("x", x), read_array("w", w), read_array("b", b)
+    stride, pad = _read(conv_param, w.ndim - 2)
     return conv(x, w, b, stride=stride, padding=pad), (x, w, b, dict(conv_param))
 
 
@@ -101,18 +102,20 @@ def conv_backward(dout: npt.ArrayLike, cache: Cache) -> tuple[Array, Array, Arra
     >>> dw, db
     (array([[[[6., 8.]]]]), array([2.]))
     """
-    if not isinstance(cache, tuple) or len(cache) != 4:
+    if not isinstance(cache, tuple) or [type(each) for each in cache[:3]] != [np.ndarray] * 3:
         raise TypeError(
             f"cache must be what conv_forward returned, (x, w, b, conv_param), "
             f"got {type(cache).__name__}"
         )
-    x, w, _, conv_param = cache
-    stride, pad = _read(conv_param)
+    x, w, b, conv_param = cache
+    stride, pad = _read(conv_param, w.ndim - 2)
+    dout = read_array("dout", dout)
+    dout = dout.astype(result_type(dout, b), copy=False)  # b has its part in the gradients' type
     dx, dw, db = conv_grads(dout, x, w, stride=stride, padding=pad)
     return dx, dw, db  # type: ignore[return-value]  # all three are asked for
 
 
-def _read(conv_param: object) -> tuple[Any, Any]:
+def _read(conv_param: object, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not isinstance(conv_param, Mapping):
         raise TypeError(
             f'conv_param must be a dict with the keys "stride" and "pad", got {conv_param!r}'
@@ -123,4 +126,7 @@ def _read(conv_param: object) -> tuple[Any, Any]:
     if len(conv_param) < 2:
         missing = "pad" if "stride" in conv_param else "stride"
         raise ValueError(f'conv_param must have the keys "stride" and "pad", it lacks {missing!r}')
-    return conv_param["stride"], conv_param["pad"]
+    return (
+        per_axis('conv_param["stride"]', conv_param["stride"], ndim, 1),
+        per_axis('conv_param["pad"]', conv_param["pad"], ndim, 0),
+    )

@@ -49,18 +49,15 @@ def transposed_geometry(
     output_size: object,
     dilation: object,
     groups: object,
+    name: str,
 ) -> TransposedGeometry:
-    """Return the sizes of ``conv_transpose``, or say what does not fit."""
+    """Return the sizes of ``conv_transpose``; complaints call its input by ``name``."""
     groups = integer("groups", groups, 1)
-    _expect_weights(x_shape, w_shape, groups)
+    _expect_weights(x_shape, w_shape, groups, name)
     ndim = len(w_shape) - 2
-    if padding == "same":
-        raise ValueError(
-            'padding="same" has no meaning for conv_transpose, since several sizes lead to the '
-            "same output: give ints or (before, after) pairs, and output_size to pick the size"
-        )
-    if isinstance(padding, str) and padding != "valid":
-        raise ValueError(f'padding must be ints or "valid", got {padding!r}')
+    if isinstance(padding, str):
+        _expect_valid(padding)
+        padding = 0
     extra = per_axis("output_padding", output_padding, ndim, 0)
     if output_size is not None:
         if any(extra):
@@ -73,7 +70,7 @@ def transposed_geometry(
         x_shape,
         w_shape,
         per_axis("stride", stride, ndim, 1),
-        axis_pairs(0 if padding == "valid" else padding, ndim),
+        axis_pairs(padding, ndim),
         extra,
         output_size,
         per_axis("dilation", dilation, ndim, 1),
@@ -130,7 +127,19 @@ def _fitted(
     )
 
 
-def _expect_weights(x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> None:
+def _expect_valid(padding: str) -> None:
+    if padding == "same":
+        raise ValueError(
+            'padding="same" has no meaning for conv_transpose, since several sizes lead to the '
+            "same output: give ints or (before, after) pairs, and output_size to pick the size"
+        )
+    if padding != "valid":
+        raise ValueError(f'padding must be ints or "valid", got {padding!r}')
+
+
+def _expect_weights(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int, name: str
+) -> None:
     if len(w_shape) < 3:
         raise ValueError(
             f"w must have at least one spatial axis, (C_in, C_out // groups, *kernel), "
@@ -138,22 +147,22 @@ def _expect_weights(x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: 
         )
     if len(x_shape) != len(w_shape):
         raise ValueError(
-            f"x must have as many axes as w: (N, C_in, *spatial) with {len(w_shape) - 2} spatial, "
-            f"got x of shape {x_shape} and w of shape {w_shape}"
+            f"{name} must have as many axes as w: (N, C_in, *spatial) with "
+            f"{len(w_shape) - 2} spatial, got {name} of shape {x_shape} and w of shape {w_shape}"
         )
     if 0 in w_shape:
         raise ValueError(f"w must have no axis of size 0, got shape {w_shape}")
     if 0 in x_shape[1:]:
-        raise ValueError(f"x must have no axis of size 0 but the batch, got shape {x_shape}")
+        raise ValueError(f"{name} must have no axis of size 0 but the batch, got shape {x_shape}")
     if x_shape[1] != w_shape[0]:
         raise ValueError(
             f"w must have C_in = {x_shape[1]} entries on its first axis, one for each channel of "
-            f"x, got {w_shape[0]} (x has shape {x_shape}, w {w_shape})"
+            f"{name}, got {w_shape[0]} ({name} has shape {x_shape}, w {w_shape})"
         )
     if x_shape[1] % groups:
         raise ValueError(
-            f"groups must divide the channels of x: got groups={groups} and {x_shape[1]} channels "
-            f"(x has shape {x_shape})"
+            f"groups must divide the channels of {name}: got groups={groups} and "
+            f"{x_shape[1]} channels ({name} has shape {x_shape})"
         )
 
 

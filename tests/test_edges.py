@@ -50,6 +50,44 @@ def test_an_input_axis_of_size_0_is_padding_alone():
     np.testing.assert_array_equal(y, np.full((2, 1, 1, 1), 7.0))
 
 
+@LAYOUTS
+def test_the_gradient_of_an_input_axis_of_size_0_is_empty(layout):
+    x, w, dout = np.zeros((2, 1, 0, 3)), np.ones((1, 1, 2, 3)), np.ones((2, 1, 1, 1))
+    keywords = {"padding": ((1, 1), (0, 0)), "layout": layout}
+    for dtype in (np.float32, np.float16):
+        arrays = [ordered(dout, layout).astype(dtype), ordered(x, layout).astype(dtype)]
+        dx, dw, db = ic.conv_grads(*arrays, w.astype(dtype), **keywords)
+        assert dx.shape == ordered(x, layout).shape
+        assert not dw.any()
+        assert db == 2
+
+
+def test_strides_and_dilations_larger_than_any_array():
+    x = np.arange(30.0).reshape(1, 1, 10, 3)
+    far = 2**62
+    y = ic.conv(x, np.ones((1, 1, 3, 3)), stride=(1, far))
+    np.testing.assert_array_equal(y, reference.conv(x, np.ones((1, 1, 3, 3)), stride=(1, 4)))
+    y = ic.conv(x, np.ones((1, 1, 3, 1)), dilation=(1, far))
+    np.testing.assert_array_equal(y, reference.conv(x, np.ones((1, 1, 3, 1))))
+    dx = ic.conv_input_grad(np.ones((1, 1, 8, 1)), np.ones((1, 1, 3, 3)), x.shape, stride=(1, far))
+    np.testing.assert_array_equal(dx[0, 0, :, 0], [1, 2, 3, 3, 3, 3, 3, 3, 2, 1])
+
+
+def test_sizes_that_no_array_has_are_refused_in_no_time():
+    x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
+    for call in (
+        lambda: ic.conv(x, w, padding=10**30),
+        lambda: ic.conv(np.ones((1, 1, 4, 4)), np.ones((1, 1, 2, 2)), padding=10**10),
+        lambda: ic.conv_transpose(np.ones((1, 1, 4, 4)), np.ones((1, 1, 2, 2)), stride=10**10),
+        lambda: ic.conv_input_grad(x, w, (1, 1, 10**30)),
+        lambda: ic.explain((1, 1, 10**12, 10**12), (1, 1, 3, 3)),
+        lambda: ic.explain((10**30, 1, 5), (1, 1, 3)),
+        lambda: ic.ConvGeometry.from_shapes((10**9, 10**9, 5), (10**9, 10**9, 3)),
+    ):
+        with pytest.raises(ValueError, match="at most|more cells|more than an array can hold"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "axis", "excess"),
     [
@@ -136,6 +174,19 @@ def test_an_output_gradient_that_is_not_finite_reaches_exactly_its_window(layout
         assert (dw[taps != 0] == value).all()
 
 
+def test_col2im_makes_no_warning():
+    assert np.isinf(ic.col2im(np.full((2, 2), 6e4, "f2"), (1, 1, 3), 2)).any()
+    assert np.isinf(ic.col2im(np.full((2, 2), 1.7e308), (1, 1, 3), 2)).any()
+
+
+def test_a_signaling_nan_makes_no_warning():
+    signaling = np.array([0x7FA00000], "u4").view("f4")
+    one, w = np.ones((1, 1, 1)), signaling.reshape(1, 1, 1)
+    assert np.isnan(ic.conv(one, w, signaling))
+    assert np.isnan(ic.conv_transpose(one, w, signaling, output_padding=0))
+    assert np.isnan(ic.conv_grads(one, one, w).dx)
+
+
 def test_not_finite_makes_no_warning_whoever_works():
     x = np.full((8, 4, 30, 40), np.inf)
     w = np.ones((32, 4, 3, 3))
@@ -178,6 +229,7 @@ def test_out_that_does_not_fit_is_refused_before_anything_is_written():
     frozen = np.zeros((1, 3, 4))
     frozen.flags.writeable = False
     shared = np.ones(40)
+    strided = np.lib.stride_tricks.as_strided
     cases = [
         (ValueError, r"out must have shape \(1, 3, 4\)", np.zeros((1, 3, 5)), x),
         (TypeError, "out must have type float64", np.zeros((1, 3, 4), np.float32), x),
@@ -186,10 +238,12 @@ def test_out_that_does_not_fit_is_refused_before_anything_is_written():
         (ValueError, "overlap x", shared[:12].reshape(1, 3, 4), shared[8:18].reshape(1, 2, 5)),
         (
             ValueError,
-            "broadcast",
-            np.lib.stride_tricks.as_strided(buffer, (1, 3, 4), (0, 0, 8)),
+            "cell of its own",
+            strided(buffer, (1, 3, 4), (0, 0, 8)),
             x,
         ),
+        (ValueError, "cell of its own", strided(buffer, (1, 3, 4), (8, 8, 8)), x),
+        (TypeError, "not masked", np.ma.masked_array(np.zeros((1, 3, 4)), mask=True), x),
     ]
     for error, text, out, image in cases:
         before = np.copy(out)
@@ -200,6 +254,7 @@ def test_out_that_does_not_fit_is_refused_before_anything_is_written():
 
 def test_out_may_lie_between_the_cells_of_x():
     both = np.ones((1, 1, 2, 12))
+    assert ic.conv(both[:0, 0], np.ones((1, 2, 3)), out=np.empty((0, 1, 10))).shape == (0, 1, 10)
     x, out = both[:, :, 0], both[:, :, 1, :10]
     np.testing.assert_array_equal(ic.conv(x, np.ones((1, 1, 3)), out=out), np.full((1, 1, 10), 3.0))
 

@@ -38,10 +38,18 @@ def test_explain_of_a_large_layer_stays_inside_the_workspace():
             assert 0 < each.scratch <= 16 * 2**20
 
 
-@pytest.mark.parametrize("dtype", ["wrong", "U3", object, np.uint64, 3])
+@pytest.mark.parametrize("dtype", ["wrong", "U3", object, np.uint64, ">u8", ("f4", (2,)), None, 3])
 def test_explain_refuses_types_by_name(dtype):
     with pytest.raises(TypeError, match="^dtype must"):
         ic.explain((1, 1, 3), (1, 1, 3), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [None, 5, {2, 4, 6}, "123", iter((1, 1, 3))])
+def test_explain_refuses_shapes_by_name(shape):
+    with pytest.raises(TypeError, match="^x_shape must be a shape"):
+        ic.explain(shape, (1, 1, 3))
+    with pytest.raises(TypeError, match="^w_shape must be a shape"):
+        ic.explain((1, 1, 3), shape)
 
 
 def test_show_config_prints_what_it_returns(capsys):

@@ -113,6 +113,7 @@ X, W = (1, 6, 9, 8), (4, 3, 2, 5)
         ({"padding": ((1, 2), (3, -4))}, ValueError, r"padding\[1\]\[1\] must be at least 0"),
         ({"padding": (1, 2, 3, 4)}, ValueError, "padding must have .* got 4"),
         ({"padding": 1.5}, TypeError, "padding must be an int"),
+        ({"stride": bytearray(b"12")}, TypeError, "stride must be an int"),
     ],
 )
 def test_complaints_about_arguments(keywords, error, text):
@@ -206,6 +207,8 @@ def test_complaints_about_words():
                 call()
     with pytest.raises(ValueError, match="needs must hold no names but .* got 'dw'"):
         ic.conv_grads(dout, x, w, needs=("x", "dw"))
+    with pytest.raises(ValueError, match="needs must hold no names but"):
+        ic.conv_grads(dout, x, w, needs=[np.array(["x", "w"])])
     with pytest.raises(TypeError, match="needs must be a collection"):
         ic.conv_grads(dout, x, w, needs="xw")
     assert ic.conv_grads(dout, x, w, needs=()) == (None, None, None)
@@ -267,6 +270,9 @@ def test_output_size_and_output_padding_pick_the_same():
     np.testing.assert_array_equal(
         ic.conv_transpose(x, w, padding="valid"), ic.conv_transpose(x, w, output_padding=(0, 0))
     )
+    np.testing.assert_array_equal(
+        ic.conv_transpose(x, w, padding=np.array([1, 0])), ic.conv_transpose(x, w, padding=(1, 0))
+    )
 
 
 # --- the note's interface -------------------------------------------------------------------------
@@ -296,7 +302,9 @@ def test_the_notes_pair_is_the_naive_pair():
         ({"stride": 1, "pad": 0, "dilation": 2}, ValueError, "got 'dilation'"),
         ({"stride": 1, "padding": 0}, ValueError, "got 'padding'"),
         ([1, 0], TypeError, "conv_param must be a dict"),
-        ({"stride": 0, "pad": 0}, ValueError, "stride must be at least 1"),
+        ({"stride": 0, "pad": 0}, ValueError, r'conv_param\["stride"\] must be at least 1'),
+        ({"stride": 1, "pad": -1}, ValueError, r'conv_param\["pad"\] must be at least 0'),
+        ({"stride": 1, "pad": "same"}, TypeError, r'conv_param\["pad"\] must be an int'),
     ],
 )
 def test_complaints_about_conv_param(conv_param, error, text):
@@ -304,6 +312,15 @@ def test_complaints_about_conv_param(conv_param, error, text):
         ic.conv_forward(np.zeros((1, 1, 3, 3)), np.zeros((1, 1, 2, 2)), [0.0], conv_param)
 
 
+def test_the_type_of_b_counts_in_all_results_of_the_notes_pair():
+    x, w = np.ones((1, 1, 3, 4), np.float32), np.ones((1, 1, 2, 2), np.float32)
+    out, cache = ic.conv_forward(x, w, np.ones(1), {"stride": 1, "pad": 0})
+    grads = ic.conv_backward(out.astype(np.float32), cache)
+    assert {each.dtype for each in (out, *grads)} == {np.dtype(np.float64)}
+
+
 def test_complaints_about_the_cache():
+    with pytest.raises(TypeError, match="cache must be what conv_forward returned"):
+        ic.conv_backward(np.zeros((1, 1, 2, 2)), (1, 2, 3, 4))
     with pytest.raises(TypeError, match="cache must be what conv_forward returned"):
         ic.conv_backward(np.zeros((1, 1, 2, 2)), None)

@@ -19,7 +19,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["Columns", "as_matrix", "by_group", "columns_for", "tile_matrix"]
+__all__ = ["Columns", "Shape", "as_matrix", "by_group", "columns_for", "tile_matrix"]
 
 Shape: TypeAlias = tuple[int, ...]
 

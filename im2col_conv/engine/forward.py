@@ -53,7 +53,7 @@ def plan_forward(
     tiling = cut(extent, units)
     return ForwardPlan(
         tiling=tiling,
-        tasks=len(tiling),
+        tasks=tiling.boxes,
         worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
         flops=geometry.flops,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import Columns, as_matrix
+from im2col_conv.engine.columns import Columns, Shape, as_matrix
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, gather, last, whole
@@ -95,11 +96,20 @@ def _padded(
     return padded
 
 
-def _windows(geometry: ConvGeometry, band: Array, lengths: tuple[int, ...]) -> Array:
+def _windows(geometry: ConvGeometry, band: Array, lengths: Shape) -> Array:
     """Return the read-only view ``cols[g, c, *tap, n, *o]`` of ``band[g, c, n, *cells]``."""
     g, c, n, *steps = band.strides
-    taps = (step * d for step, d in zip(steps, geometry.dilation, strict=True))
-    outs = (step * s for step, s in zip(steps, geometry.stride, strict=True))
+    taps = _strides(steps, geometry.dilation, geometry.kernel)
+    outs = _strides(steps, geometry.stride, lengths)
     shape = (*band.shape[:2], *geometry.kernel, band.shape[2], *lengths)
     windows: Array = as_strided(band, shape, (g, c, *taps, n, *outs), writeable=False)
     return windows
+
+
+def _strides(steps: Sequence[int], apart: Shape, lengths: Shape) -> Iterator[int]:
+    """Yield the strides of axes whose entries are so many cells ``apart``.
+
+    One entry is apart from none, and its stride or dilation may be larger than any array.
+    """
+    for step, cells, length in zip(steps, apart, lengths, strict=True):
+        yield step * cells if length > 1 else 0

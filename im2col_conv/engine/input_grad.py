@@ -73,7 +73,7 @@ def plan_input_grad(
     buffered = result != arithmetic.dtype or (layout == "channels_last") != columns.rows
     depth = groups * images * channels * item
     room = max(1, min(BUFFER_BYTES, available // 4) // depth)
-    cells = cut(geometry.size, room).step if buffered else geometry.size
+    cells = cut(geometry.size, room if buffered else math.prod(geometry.size)).step
     blocks = Tiling(
         (geometry.groups, geometry.N, C, *geometry.size), (groups, images, channels, *cells)
     )
@@ -81,7 +81,7 @@ def plan_input_grad(
         blocks = _shared_out(geometry, blocks)
     return InputGradPlan(
         tiling=tiling,
-        tasks=len(blocks),
+        tasks=blocks.boxes,
         worker_bytes=unit * tiling.cells + buffered * depth * math.prod(cells),
         shared_bytes=shared,
         flops=geometry.flops,
@@ -109,7 +109,7 @@ def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
 
     A cut makes the outputs of some ``reach`` cells twice, so pieces are much longer than that.
     """
-    pieces = -(-SHARES // max(len(blocks), 1))
+    pieces = -(-SHARES // max(blocks.boxes, 1))
     length = max(-(-geometry.size[0] // pieces), 8 * geometry.reach[0])
     step = (*blocks.step[:3], min(length, max(geometry.size[0], 1)), *blocks.step[4:])
     return Tiling(blocks.extent, step)
@@ -169,7 +169,7 @@ def _tiles(plan: InputGradPlan, cells: Slices) -> Iterator[Slices]:
     ]
     extent = tuple(max(axis.stop - axis.start, 0) for axis in touched)
     tiling = Tiling(extent, plan.tiling.step[2:])
-    for index in range(len(tiling)):
+    for index in range(tiling.boxes):
         yield tuple(
             slice(axis.start + tile.start, axis.start + tile.stop)
             for axis, tile in zip(touched, tiling[index], strict=True)

@@ -14,7 +14,11 @@ T = TypeVar("T")
 
 
 class Setting(Generic[T]):
-    """A value that took effect when it was set; under ``with``, the old one comes back on exit."""
+    """A value that took effect when it was set; under ``with``, the old one comes back on exit.
+
+    The value is the process's. Where blocks of several threads overlap, each brings back what it
+    found when it began, in the order in which they end.
+    """
 
     def __init__(self, values: dict[str, T], name: str, value: T) -> None:
         self._values = values

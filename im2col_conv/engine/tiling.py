@@ -26,7 +26,7 @@ class Tiling:
     Examples
     --------
     >>> tiling = Tiling(extent=(2, 5), step=(1, 2))
-    >>> len(tiling), tiling[5]
+    >>> tiling.boxes, tiling[5]
     (6, (slice(1, 2, None), slice(4, 5, None)))
     """
 
@@ -43,7 +43,9 @@ class Tiling:
         """Boxes along each axis."""
         return tuple(-(-size // step) for size, step in zip(self.extent, self.step, strict=True))
 
-    def __len__(self) -> int:
+    @property
+    def boxes(self) -> int:
+        """How many boxes there are."""
         return math.prod(self.counts)
 
     def __getitem__(self, index: int) -> Slices:
@@ -68,7 +70,7 @@ def cut(extent: tuple[int, ...], cells: int) -> Tiling:
     step = [1] * len(extent)
     for axis in reversed(range(len(extent))):
         size = max(extent[axis], 1)
-        longest = min(size, cells)
+        longest = max(1, min(size, cells))
         step[axis] = -(-size // -(-size // longest))
         cells //= longest
         if longest < size:

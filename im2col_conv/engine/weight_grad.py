@@ -61,7 +61,7 @@ def plan_weight_grad(
     units = shared_positions(total, unit, geometry.flops)
     units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
-    sums = max(1, min(sums, len(tiling)))
+    sums = max(1, min(sums, tiling.boxes))
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums,
@@ -90,7 +90,7 @@ def weight_grad(
     db_sums = np.zeros((plan.tasks, G, F), arithmetic.dtype)
 
     def add_tiles(index: int, scratch: Scratch) -> None:
-        tiles = len(plan.tiling)
+        tiles = plan.tiling.boxes
         for tile in range(index * tiles // plan.tasks, (index + 1) * tiles // plan.tasks):
             images, groups, *box = plan.tiling[tile]
             part = dout[groups, :, images, *box]
@@ -102,11 +102,10 @@ def weight_grad(
                 dw_sums[index, groups] += product
 
     run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
-    with np.errstate(all="ignore"):
-        if dw is not None:
-            dw[...] = columns.unpacked(_total(dw_sums)).reshape(dw.shape)
-        if db is not None:
-            db[...] = _total(db_sums).reshape(db.shape)
+    if dw is not None:
+        dw[...] = columns.unpacked(_total(dw_sums)).reshape(dw.shape)
+    if db is not None:
+        db[...] = _total(db_sums).reshape(db.shape)
 
 
 def _total(sums: Array) -> Array:

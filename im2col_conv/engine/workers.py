@@ -40,10 +40,10 @@ Task = Callable[[int, Scratch], None]
 def run_tasks(task: Task, tasks: int, workers: int) -> None:
     """Call ``task(i, scratch)`` for each i below ``tasks``, on at most ``workers`` threads.
 
-    Products run on one BLAS thread, and what floating point does (overflow, NaN) stands in the
-    results: no warnings. The first error of a task is raised here, when no task runs any more.
+    Products run on one BLAS thread. The first error of a task is raised here, when no task runs any
+    more.
     """
-    with blas.one_thread(), np.errstate(all="ignore"):
+    with blas.one_thread():
         if min(workers, tasks) > 1:
             _share(task, tasks, min(workers, tasks))
         else:
