@@ -91,7 +91,7 @@ def by_group(array: Array, groups: int) -> Array:
     """Return a view [g, c, n, *o] of an array (N, C, *o), its channels cut in groups."""
     N, C = array.shape[:2]
     grouped = array.reshape(N, groups, C // groups, *array.shape[2:])
-    return np.moveaxis(grouped, 0, 2)
+    return grouped.transpose(1, 2, 0, *range(3, grouped.ndim))
 
 
 def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) -> Array:
