@@ -265,6 +265,20 @@ def test_products_run_on_one_blas_thread_and_the_setting_comes_back():
             assert blas_threads() == before
 
 
+def test_the_first_of_overlapping_calls_to_end_leaves_the_others_their_one_thread():
+    inside = []
+
+    def call_within(index, scratch):
+        engine_workers.run_tasks(lambda *_: None, 1, 1)
+        inside.append(blas_threads())
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        engine_workers.run_tasks(call_within, 1, 1)
+        assert inside == [[1] * len(before)]
+        assert blas_threads() == before
+
+
 def test_many_threads_calling_at_once_agree_and_leave_blas_as_it_was():
     arrays, keywords = random_layer((9, 24, 30, 21), (40, 24, 3, 2), stride=(2, 1))
     wanted = passes(*arrays, **keywords)
@@ -295,7 +309,12 @@ def test_a_forked_child_has_workers_of_its_own():
         wanted = ic.conv(*arrays[:3], **keywords)
         child = os.fork()
         if child == 0:
-            same = ic.conv(*arrays[:3], **keywords).tobytes() == wanted.tobytes()
+            try:
+                meet = threading.Barrier(2, timeout=20)
+                engine_workers.run_tasks(lambda index, scratch: meet.wait(), 2, 2)
+                same = ic.conv(*arrays[:3], **keywords).tobytes() == wanted.tobytes()
+            except BaseException:
+                same = False
             os._exit(0 if same else 1)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0

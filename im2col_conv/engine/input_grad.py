@@ -55,7 +55,7 @@ def plan_input_grad(
     """Draw the blocks and tiles of a pass to the input from shapes and types alone."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     item = arithmetic.dtype.itemsize
-    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
+    F = geometry.F // geometry.groups
     shared = 2 * geometry.F * geometry.gemm.K * item
     available = max(workspace - shared, 0)
 
@@ -68,21 +68,15 @@ def plan_input_grad(
     units = max(TILE_BYTES // unit, min(ENOUGH_POSITIONS, geometry.N * geometry.positions))
     units = affordable(geometry, units, unit, available)
     tiling = cut((geometry.groups, geometry.N, *geometry.out), units)
-    groups, images = tiling.step[:2]
 
     buffered = result != arithmetic.dtype or (layout == "channels_last") != columns.rows
-    depth = groups * images * channels * item
+    depth = math.prod(tiling.step[:2]) * channels * item
     room = max(1, min(BUFFER_BYTES, available // 4) // depth)
-    cells = cut(geometry.size, room if buffered else math.prod(geometry.size)).step
-    blocks = Tiling(
-        (geometry.groups, geometry.N, C, *geometry.size), (groups, images, channels, *cells)
-    )
-    if not buffered and not is_small(geometry.flops):
-        blocks = _shared_out(geometry, blocks)
+    blocks = _blocks(geometry, tiling, channels, room if buffered else None)
     return InputGradPlan(
         tiling=tiling,
         tasks=blocks.boxes,
-        worker_bytes=unit * tiling.cells + buffered * depth * math.prod(cells),
+        worker_bytes=unit * tiling.cells + buffered * depth * math.prod(blocks.step[3:]),
         shared_bytes=shared,
         flops=geometry.flops,
         blocks=blocks,
@@ -102,6 +96,19 @@ def _block_channels(geometry: ConvGeometry, item: int) -> int:
         others = geometry.groups * max(1, geometry.N // images_together)
         channels = max(1, min(channels, C * others // SHARES))
     return -(-C // -(-C // channels))
+
+
+def _blocks(geometry: ConvGeometry, tiling: Tiling, channels: int, room: int | None) -> Tiling:
+    """Return the blocks: whole images, or where a buffer has ``room`` for fewer cells, parts."""
+    C = geometry.C // geometry.groups
+    most = math.prod(geometry.size) if room is None else room
+    blocks = Tiling(
+        (geometry.groups, geometry.N, C, *geometry.size),
+        (*tiling.step[:2], channels, *cut(geometry.size, most).step),
+    )
+    if room is None and not is_small(geometry.flops):
+        return _shared_out(geometry, blocks)
+    return blocks
 
 
 def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
