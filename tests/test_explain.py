@@ -38,6 +38,13 @@ def test_explain_of_a_large_layer_stays_inside_the_workspace():
             assert 0 < each.scratch <= 16 * 2**20
 
 
+def test_fewer_workers_run_where_the_workspace_does_not_hold_a_tile_for_each():
+    with ic.set_workspace(16 * 2**20), ic.set_workers(64):
+        for each in ic.explain((4, 64, 768, 700), (96, 64, 3, 3), padding=1).passes:
+            assert 4 <= each.workers < 64
+            assert each.scratch <= 16 * 2**20
+
+
 @pytest.mark.parametrize("dtype", ["wrong", "U3", object, np.uint64, ">u8", ("f4", (2,)), None, 3])
 def test_explain_refuses_types_by_name(dtype):
     with pytest.raises(TypeError, match="^dtype must"):
