@@ -175,22 +175,19 @@ def _chosen_size(
     out = []
     for axis, (low, extra) in enumerate(zip(least, spare, strict=True)):
         size = low + output_padding[axis] if output_size is None else output_size[axis]
-        possible = f"{low} to {low + extra}" if extra else f"{low} alone"
+        possible = f"{low} to {low + extra} cells" if extra else f"{low} cells"
         if not low <= size <= low + extra:
-            given = (
-                f"output_padding[{axis}]={output_padding[axis]}, at most {extra} "
-                "(less than stride or dilation, the larger) is"
-                if output_size is None
-                else f"output_size[{axis}]={size}, {possible} is"
-            )
-            raise ValueError(
-                f"{given} possible on spatial axis {axis}, where the result can have {possible} "
-                f"cells"
-            )
+            given = f"output_size[{axis}]={size} is out of reach"
+            if output_size is None:
+                given = (
+                    f"output_padding[{axis}]={output_padding[axis]} is more than {extra}, "
+                    "which is the larger of stride and dilation less one"
+                )
+            raise ValueError(f"{given}: on spatial axis {axis} the result can have {possible}")
         if size < 1:
             raise ValueError(
                 f"the result would have {size} cells on spatial axis {axis}: padding takes away "
-                f"all that the kernel gives; possible are {possible}"
+                f"all that the kernel gives, and the result can have {possible}"
             )
         out.append(size)
     return tuple(out)

@@ -33,7 +33,7 @@ class Check(NamedTuple):
     """All layers, and the seconds that either way took for the same results."""
 
     layers: list[Checked]
-    library_seconds: float
+    engine_seconds: float
     loops_seconds: float
 
     @property
@@ -44,7 +44,7 @@ class Check(NamedTuple):
     @property
     def speedup(self) -> float:
         """How many times as fast as the loops the library was."""
-        return self.loops_seconds / self.library_seconds
+        return self.loops_seconds / self.engine_seconds
 
 
 def check(layers: list[Layer], images: NDArray[np.float32], labels: Labels) -> Check:
@@ -54,10 +54,10 @@ def check(layers: list[Layer], images: NDArray[np.float32], labels: Labels) -> C
     steps = list(backward(layers, inputs, dscores))[::-1]
 
     library, _ = _timed(_library, steps)  # warms up caches and threads
-    library_seconds = median(_timed(_library, steps)[1] for _ in range(_REPEATS))
+    engine_seconds = median(_timed(_library, steps)[1] for _ in range(_REPEATS))
     loops, loops_seconds = _timed(_loops, steps)
     checked = [_compare(*each) for each in zip(steps, library, loops, strict=True)]
-    return Check(checked, library_seconds, loops_seconds)
+    return Check(checked, engine_seconds, loops_seconds)
 
 
 def _timed(

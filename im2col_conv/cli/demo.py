@@ -131,7 +131,7 @@ def _report(checked: Check, console: Console) -> None:
         table.add_row(each.layer, *(f"{each.errors[name]:.2%}" for name in RESULTS))
     console.print(table)
     console.print(
-        f"\nThe library took {1e3 * checked.library_seconds:.1f} ms for that batch, the loops "
+        f"\nThe library took {1e3 * checked.engine_seconds:.1f} ms for that batch, the loops "
         f"{1e3 * checked.loops_seconds:.0f} ms: {checked.speedup:.0f} times as fast."
     )
 
