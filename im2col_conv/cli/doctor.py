@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 
 from im2col_conv.cli.console import json_option, text_console, write_json
-from im2col_conv.cli.kernels import Judgement, export_line, judge, processor_features
 from im2col_conv.config import BlasLibrary, Configuration, configuration
+from im2col_conv.engine.kernels import Judgement, export_line, judge, processor_features
 
 __all__ = ["doctor", "processor_name"]
 
@@ -30,7 +30,7 @@ def doctor(as_json: bool) -> None:
     a kernel is older than the processor, the line that mends it is printed.
     """
     config, features = configuration(), processor_features()
-    judgements = [judge(library, features) for library in config.blas]
+    judgements = [judge(library.name, library.kernel, features) for library in config.blas]
     if as_json:
         write_json(_record(config, judgements))
     else:

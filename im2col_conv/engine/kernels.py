@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Literal, NamedTuple
 
-from im2col_conv.config import BlasLibrary
-
 __all__ = ["Judgement", "export_line", "judge", "processor_features"]
 
 # NumPy's names for what a processor offers; newer versions group them into levels.
@@ -49,12 +47,13 @@ class Judgement(NamedTuple):
     coretype: str | None = None
 
 
-def judge(library: BlasLibrary, features: Mapping[str, bool]) -> Judgement:
+def judge(name: str, kernel: str, features: Mapping[str, bool]) -> Judgement:
     """Judge whether a library's kernel makes use of what the processor offers.
 
     Parameters
     ----------
-    library : BlasLibrary
+    name, kernel : str
+        Of the library, as it says them.
     features : mapping
         NumPy's names of instruction sets, and whether the processor has them.
 
@@ -62,18 +61,18 @@ def judge(library: BlasLibrary, features: Mapping[str, bool]) -> Judgement:
     -------
     Judgement
     """
-    if "openblas" not in library.name.lower():
-        return Judgement("unknown", f"{library.name} picks its kernels in its own way")
+    if "openblas" not in name.lower():
+        return Judgement("unknown", f"{name} picks its kernels in its own way")
     offered = _offered(features)
     if offered is None:
         return Judgement("unknown", "the processor has neither AVX2 nor AVX-512, as far as known")
     ranks = list(_KERNELS)
-    rank = next((r for r in ranks if library.kernel.lower() in _KERNELS[r]), None)
+    rank = next((r for r in ranks if kernel.lower() in _KERNELS[r]), None)
     if rank is None:
-        return Judgement("unknown", f"no kernel of the name {library.kernel} is known here")
+        return Judgement("unknown", f"no kernel of the name {kernel} is known here")
     if ranks.index(rank) <= ranks.index(offered):
         return Judgement("fits", f"the kernel uses the processor's {_NAMES[offered]}")
-    reason = f"the processor has {_NAMES[offered]}, which the {library.kernel} kernel does not use"
+    reason = f"the processor has {_NAMES[offered]}, which the {kernel} kernel does not use"
     return Judgement("too old", reason, _WANTED[offered])
 
 

@@ -1,0 +1,18 @@
+r"""The implicit way: the products of the lowering, read from the input itself.
+
+The column matrix is never stored. Cut by tap, the three products are
+
+.. math:: y = \sum_t W_t x_t + b, \qquad dx_t \mathrel{+}= W_t^T dout, \qquad
+          dW_t = dout \, x_t^T,
+
+where :math:`x_t` are the cells that tap t meets. With channels innermost in memory, the cells that
+one tap meets along one line of outputs are the rows of a matrix, which BLAS reads where they lie::
+
+    y  line (L, F) += x line (L, C) @ W_t  (C, F)       forward
+    dx line (L, C) += y line (L, F) @ W_t' (F, C)       input_grad
+    W_t     (C, F) += x line.T (C, L) @ y line (L, F)   weight_grad
+
+``tiles`` says which cells and outputs a tile has, ``lines`` how they lie in memory, ``pairs`` which
+lines meet at which tap. Outputs whose tap falls on padding are left out of a line, so no padding is
+stored, and infinity and NaN reach exactly the windows that hold them.
+"""

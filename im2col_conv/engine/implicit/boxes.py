@@ -1,0 +1,77 @@
+"""Which cells belong to a box of outputs, which outputs to a box of cells, and how they meet."""
+
+from __future__ import annotations
+
+from im2col_conv.engine.implicit.pairs import Axis
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices
+
+__all__ = ["axes_between", "cells_seen", "most_cells", "most_outputs", "outputs_touching"]
+
+
+def cells_seen(geometry: ConvGeometry, box: Slices) -> Slices:
+    """Return the cells from the first to the last that the windows of the outputs ``box`` hold."""
+    return tuple(
+        slice(
+            min(max(o.start * stride - before, 0), size),
+            max(min((o.stop - 1) * stride - before + reach, size), 0),
+        )
+        for o, stride, (before, _), reach, size in zip(
+            box, geometry.stride, geometry.padding, geometry.reach, geometry.size, strict=True
+        )
+    )
+
+
+def outputs_touching(geometry: ConvGeometry, cells: Slices) -> Slices:
+    """Return the outputs from the first to the last whose windows may hold one of ``cells``."""
+    touching = []
+    for inside, reach, stride, (before, _), out in zip(
+        cells, geometry.reach, geometry.stride, geometry.padding, geometry.out, strict=True
+    ):
+        first = max(-((reach - 1 - before - inside.start) // stride), 0)
+        end = min((inside.stop - 1 + before) // stride + 1, out)
+        touching.append(slice(first, max(first, end)))
+    return tuple(touching)
+
+
+def axes_between(geometry: ConvGeometry, box: Slices, cells: Slices) -> tuple[Axis, ...]:
+    """Return how the outputs ``box`` meet ``cells``: the same for all tiles that lie alike."""
+    return tuple(
+        Axis(
+            outs=o.stop - o.start,
+            cells=max(i.stop - i.start, 0),
+            lead=o.start * stride - before - i.start,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+        )
+        for o, i, stride, (before, _), kernel, dilation in zip(
+            box,
+            cells,
+            geometry.stride,
+            geometry.padding,
+            geometry.kernel,
+            geometry.dilation,
+            strict=True,
+        )
+    )
+
+
+def most_cells(geometry: ConvGeometry, outs: tuple[int, ...]) -> int:
+    """Return a bound of the cells that a box of so many outputs an axis sees."""
+    cells = 1
+    for o, stride, reach, size in zip(
+        outs, geometry.stride, geometry.reach, geometry.size, strict=True
+    ):
+        cells *= min((o - 1) * stride + reach, size)
+    return cells
+
+
+def most_outputs(geometry: ConvGeometry, cells: tuple[int, ...]) -> int:
+    """Return a bound of the outputs that touch a box of so many cells an axis."""
+    outs = 1
+    for i, stride, reach, out in zip(
+        cells, geometry.stride, geometry.reach, geometry.out, strict=True
+    ):
+        outs *= min((i + reach - 2) // stride + 1, out)
+    return outs

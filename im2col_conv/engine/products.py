@@ -1,0 +1,135 @@
+"""Lists of small matrix products, whose bounds are proved when the list is made.
+
+A list says where each product's operands lie in three arrays, as offsets and leading dimensions
+counted in numbers. What it can reach is computed once, from all of its products; when it is run, an
+array that is smaller than that, or has gaps, is refused. So a wrong offset is an error, and never
+an address outside an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+
+__all__ = ["Operand", "Products"]
+
+Ints: TypeAlias = Array | int
+
+_ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # CBLAS's numbers for these words
+_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_LARGEST = np.iinfo(np.int32).max  # of a size in C
+
+
+class Operand(NamedTuple):
+    """Where a matrix lies for each product: its first number, and from row to row."""
+
+    offset: Ints
+    ld: Ints
+
+
+class Products:
+    """Products C (m, n) += A (m, k) @ B (k, n), or A.T with A (k, m), all in rows.
+
+    They are done in order, so that several may add to the same C.
+
+    Parameters
+    ----------
+    m, n, k : int or array of int
+        Sizes, one for all or one a product.
+    a, b, c : Operand
+    transposed : bool
+        Whether A is stored as (k, m).
+
+    Examples
+    --------
+    Two products of (1, 2) by (2, 3), which add to the same row:
+
+    >>> products = Products(1, 3, 2, Operand(np.array([0, 2]), 2), Operand(0, 3), Operand(0, 3))
+    >>> products.count, products.reach
+    (2, (4, 6, 3))
+    """
+
+    def __init__(
+        self, m: Ints, n: Ints, k: Ints, a: Operand, b: Operand, c: Operand, *, transposed: bool = False
+    ) -> None:
+        table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c)).reshape(9, -1)
+        m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc = table.astype(np.int64)
+        rows, columns = (k, m) if transposed else (m, k)
+        self.count = m.size
+        self.reach = (
+            _reach(rows, columns, a_offset, lda),
+            _reach(k, n, b_offset, ldb),
+            _reach(m, n, c_offset, ldc),
+        )
+        self._offsets = np.stack((a_offset, b_offset, c_offset))
+        self._groups = _Groups(np.stack((m, n, k, lda, ldb, ldc)), transposed)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the list while it runs."""
+        return 2 * self._offsets.nbytes + self._groups.nbytes
+
+    def run(self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array) -> None:
+        """Do the products with CBLAS's ``gemm_batch`` of the arrays' type."""
+        for array, reach in zip((a, b, c), self.reach, strict=True):
+            if array.size < reach or array.dtype != c.dtype or not array.flags.c_contiguous:
+                raise ValueError(
+                    f"the products need {reach} numbers of {c.dtype} without gaps, got an array of "
+                    f"shape {array.shape}, {array.dtype}, strides {array.strides}"
+                )
+        if not c.flags.writeable:
+            raise ValueError("the products need a writeable array for their results")
+        if self.count == 0:
+            return
+        pointers = self._offsets * c.itemsize
+        for row, array in zip(pointers, (a, b, c), strict=True):
+            row += array.ctypes.data
+        at_a, at_b, at_c = _addresses(pointers)
+        sizes = self._groups
+        one = sizes.ones[c.dtype].ctypes.data
+        gemm_batch(
+            _ROW_MAJOR, *sizes.words, *sizes.mnk, one, at_a, sizes.lda, at_b, sizes.ldb, one, at_c,
+            sizes.ldc, sizes.count, sizes.lengths,
+        )  # fmt: skip
+
+
+class _Groups:
+    """The sizes of a list as C wants them: once for neighbours that have the same."""
+
+    def __init__(self, sizes: Array, transposed: bool) -> None:
+        if sizes.size and sizes.max() > _LARGEST:
+            raise ValueError(f"a size of {sizes.max()} is more than BLAS takes, {_LARGEST}")
+        changes = (np.diff(sizes) != 0).any(axis=0)
+        starts = np.flatnonzero(np.r_[[True] * (sizes.shape[1] > 0), changes])
+        lengths = np.diff(np.r_[starts, sizes.shape[1]]).astype(np.int32)
+        words = np.full((2, len(starts)), _AS_IT_IS, np.int32)
+        words[0] = _TRANSPOSED if transposed else _AS_IT_IS
+        table = np.ascontiguousarray(sizes[:, starts], np.int32)
+        self.ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
+        self.count = len(starts)
+        self.words = _addresses(words)
+        *self.mnk, self.lda, self.ldb, self.ldc = _addresses(table)
+        self.lengths = lengths.ctypes.data
+        self._kept = (words, table, lengths)  # alive as long as their addresses
+        self.nbytes = sum(array.nbytes for array in (*self._kept, *self.ones.values()))
+
+
+def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:
+    """Return how many numbers an array must have to hold every one of the matrices."""
+    if rows.size == 0:
+        return 0
+    if min(rows.min(), columns.min()) < 1 or offset.min() < 0 or (ld < columns).any():
+        raise ValueError("a matrix of the products is empty, begins before its array or overlaps")
+    return int((offset + (rows - 1) * ld + columns).max())
+
+
+def _addresses(table: Array) -> list[int]:
+    """Return the address of each row of a table."""
+    if not table.flags.c_contiguous:
+        raise ValueError(f"a table for C has gaps: strides {table.strides}, shape {table.shape}")
+    start, step = table.ctypes.data, table.strides[0]
+    return [start + step * row for row in range(len(table))]
