@@ -41,8 +41,8 @@ class Products:
     m, n, k : int or array of int
         Sizes, one for all or one a product.
     a, b, c : Operand
-    transposed : bool
-        Whether A is stored as (k, m).
+    transposed : {"", "a", "b"}
+        The operand that is stored transposed: A as (k, m) or B as (n, k).
 
     Examples
     --------
@@ -54,15 +54,14 @@ class Products:
     """
 
     def __init__(
-        self, m: Ints, n: Ints, k: Ints, a: Operand, b: Operand, c: Operand, *, transposed: bool = False
+        self, m: Ints, n: Ints, k: Ints, a: Operand, b: Operand, c: Operand, *, transposed: str = ""
     ) -> None:
         table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c)).reshape(9, -1)
         m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc = table.astype(np.int64)
-        rows, columns = (k, m) if transposed else (m, k)
         self.count = m.size
         self.reach = (
-            _reach(rows, columns, a_offset, lda),
-            _reach(k, n, b_offset, ldb),
+            _reach(*((k, m) if transposed == "a" else (m, k)), a_offset, lda),
+            _reach(*((n, k) if transposed == "b" else (k, n)), b_offset, ldb),
             _reach(m, n, c_offset, ldc),
         )
         self._offsets = np.stack((a_offset, b_offset, c_offset))
@@ -100,14 +99,15 @@ class Products:
 class _Groups:
     """The sizes of a list as C wants them: once for neighbours that have the same."""
 
-    def __init__(self, sizes: Array, transposed: bool) -> None:
+    def __init__(self, sizes: Array, transposed: str) -> None:
         if sizes.size and sizes.max() > _LARGEST:
             raise ValueError(f"a size of {sizes.max()} is more than BLAS takes, {_LARGEST}")
         changes = (np.diff(sizes) != 0).any(axis=0)
         starts = np.flatnonzero(np.r_[[True] * (sizes.shape[1] > 0), changes])
         lengths = np.diff(np.r_[starts, sizes.shape[1]]).astype(np.int32)
         words = np.full((2, len(starts)), _AS_IT_IS, np.int32)
-        words[0] = _TRANSPOSED if transposed else _AS_IT_IS
+        if transposed:
+            words["ab".index(transposed)] = _TRANSPOSED
         table = np.ascontiguousarray(sizes[:, starts], np.int32)
         self.ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
         self.count = len(starts)

@@ -57,21 +57,21 @@ def axes_between(geometry: ConvGeometry, box: Slices, cells: Slices) -> tuple[Ax
     )
 
 
-def most_cells(geometry: ConvGeometry, outs: tuple[int, ...]) -> int:
-    """Return a bound of the cells that a box of so many outputs an axis sees."""
-    cells = 1
-    for o, stride, reach, size in zip(
-        outs, geometry.stride, geometry.reach, geometry.size, strict=True
-    ):
-        cells *= min((o - 1) * stride + reach, size)
-    return cells
+def most_cells(geometry: ConvGeometry, outs: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the most cells an axis that a box of so many outputs sees."""
+    return tuple(
+        min((o - 1) * stride + reach, size)
+        for o, stride, reach, size in zip(
+            outs, geometry.stride, geometry.reach, geometry.size, strict=True
+        )
+    )
 
 
-def most_outputs(geometry: ConvGeometry, cells: tuple[int, ...]) -> int:
-    """Return a bound of the outputs that touch a box of so many cells an axis."""
-    outs = 1
-    for i, stride, reach, out in zip(
-        cells, geometry.stride, geometry.reach, geometry.out, strict=True
-    ):
-        outs *= min((i + reach - 2) // stride + 1, out)
-    return outs
+def most_outputs(geometry: ConvGeometry, cells: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the most outputs an axis that touch a box of so many cells."""
+    return tuple(
+        min((i + reach - 2) // stride + 1, out)
+        for i, stride, reach, out in zip(
+            cells, geometry.stride, geometry.reach, geometry.out, strict=True
+        )
+    )

@@ -14,10 +14,7 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.columns import by_group
 from im2col_conv.engine.implicit.boxes import most_outputs, outputs_touching
-from im2col_conv.engine.implicit.lines import move, new_lines, row_length
-from im2col_conv.engine.implicit.plan import ImplicitPlan, channels_of, tiles_of
-from im2col_conv.engine.implicit.tile_products import input_grad_products
-from im2col_conv.engine.implicit.weights import pack
+from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for, channels_of, tiles_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -31,11 +28,12 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     """Draw the tiles of a pass to the input, over (groups, blocks of C, N, *size)."""
     F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     shared = geometry.F * geometry.gemm.K * dtype.itemsize
-    unit = (row_length(F) + row_length(C)) * dtype.itemsize
-    tiling = tiles_of(geometry, geometry.size, C, unit, workspace - shared)
+    arrangement = arrangement_for(geometry)
+    tiling = tiles_of(geometry, arrangement, geometry.size, C, workspace - shared)
     _, _, n, *cells = tiling.step
-    outs = most_outputs(geometry, tuple(cells))
-    numbers = n * (tiling.cells // n * row_length(C) + outs * row_length(F))
+    numbers = arrangement.numbers((C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
+        (F, n, *most_outputs(geometry, tuple(cells))), 1
+    )
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
@@ -44,6 +42,7 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
         flops=geometry.flops,
         geometry=geometry,
         dtype=dtype,
+        arrangement=arrangement,
     )
 
 
@@ -58,25 +57,22 @@ def input_grad(
     workspace: int,
 ) -> None:
     """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
-    geometry, G = plan.geometry, plan.geometry.groups
+    geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
+    G = geometry.groups
     C, F = geometry.C // G, geometry.F // G
     dx, dout = by_group(dx, G), by_group(dout, G)
-    W = pack(w.reshape(G, F, C, geometry.taps), plan.dtype)
-    bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C)
+    W = arrangement.input_grad_weights(w.reshape(G, F, C, *geometry.kernel), plan.dtype, blas)
+    bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, part, images, *cells = plan.tiling[index]
-        g, c = groups.start, channels_of(part, C)
+        g, c = groups.start, channels_of(part, arrangement.chunk(C), C)
         box = outputs_touching(geometry, tuple(cells))
-        source = dout[g, :, images, *box]
-        target = dx[g, c, images, *cells]
+        source, target = dout[g, :, images, *box], dx[g, c, images, *cells]
         tile = plan.tile(source.shape[1], box, tuple(cells), target.shape[0], F)
-        lines, y_memory = new_lines(scratch, "dout", source.shape, plan.dtype, tile.interleaved)
-        sums, x_memory = new_lines(scratch, "dx", target.shape, plan.dtype, tile.interleaved)
-        move(blas, source, lines)
-        x_memory[..., : target.shape[0]] = bias[g, c]
-        # dx lines (L, C) += dout lines (L, F) @ W_t.T (F, C)
-        blas.run(input_grad_products(tile), y_memory, W[g, part], x_memory)
-        move(blas, sums, target)
+        lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
+        sums = arrangement.start(scratch, "dx", target.shape, stride, bias[g, c])
+        arrangement.input_grad(blas, tile, lines, W[g, part], sums)
+        arrangement.store(blas, scratch, sums, target, stride)
 
     run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))

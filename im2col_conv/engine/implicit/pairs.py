@@ -22,64 +22,93 @@ class Axis(NamedTuple):
     stride: int
     dilation: int
 
-    def runs(self) -> list[tuple[int, int, int, int]]:
-        """Return (first output, its cell, tap, outputs) of each tap that meets the tile's cells."""
+    def lines(self, longest: int) -> list[tuple[int, int, int, int]]:
+        """Return (first output, its cell, tap, outputs) of each tap that meets the tile's cells.
+
+        Lines of more than ``longest`` outputs are cut in even pieces.
+        """
         found = []
         for tap in range(self.kernel):
             shift = tap * self.dilation + self.lead
             first = max(-(shift // self.stride), 0)
             end = min((self.cells - 1 - shift) // self.stride + 1, self.outs)
-            if first < end:
-                found.append((first, first * self.stride + shift, tap, end - first))
+            pieces = -(-max(end - first, 0) // longest)
+            for piece in range(pieces):
+                at = first + piece * (end - first) // pieces
+                stop = first + (piece + 1) * (end - first) // pieces
+                found.append((at, at * self.stride + shift, tap, stop - at))
         return found
 
-    def singles(self) -> list[tuple[int, int, int]]:
-        """Return (output, its cell, tap) of each output and tap that meet, by outputs."""
+    def singles(self) -> list[tuple[int, int, int, int]]:
+        """Return (output, its cell, tap, 1) of each output and tap that meet, by outputs."""
         return sorted(
-            (first + i, cell + i * self.stride, tap)
-            for first, cell, tap, outs in self.runs()
+            (first + i, cell + i * self.stride, tap, 1)
+            for first, cell, tap, outs in self.lines(self.outs)
             for i in range(outs)
         )
 
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """Return (output, first cell, first tap, taps) of the runs of taps on neighbouring cells."""
+        if self.dilation > 1:
+            return self.singles()
+        found: list[tuple[int, int, int, int]] = []
+        for out, cell, tap, _ in self.singles():
+            if found and found[-1][0] == out:
+                found[-1] = (*found[-1][:3], found[-1][3] + 1)
+            else:
+                found.append((out, cell, tap, 1))
+        return found
+
 
 class Pairs(NamedTuple):
-    """For each line of outputs and each tap: where it begins, where its cells do, its length.
+    """Lines of outputs and the cells that they meet at a tap, or at a run of taps.
 
-    Positions are counted in C order over the tile's outputs and over its cells.
+    Attributes
+    ----------
+    out, cell : ndarray
+        Where the line begins, in C order over the axes but the last.
+    at, last_cell, last_tap : ndarray
+        First output, its cell and the tap on the last axis.
+    tap, taps : ndarray
+        First tap, in C order over the axes but the last, and how many follow each other.
+    length : ndarray
+        Outputs.
     """
 
     out: Array
     cell: Array
     tap: Array
+    taps: Array
+    at: Array
+    last_cell: Array
+    last_tap: Array
     length: Array
 
 
-def pairs_of(axes: Sequence[Axis]) -> Pairs:
-    """Return all pairs of a tile; lines run along the last axis.
+def pairs_of(axes: Sequence[Axis], longest: int, *, windows: bool = False) -> Pairs:
+    """Return all pairs of a tile: lines run along its last axis.
+
+    With ``windows``, the taps of the axis before the last that meet neighbouring cells are one run.
 
     Examples
     --------
-    Three outputs of a kernel of 3 over the cells 0, 1, 2, with one cell of padding on each side:
+    Three outputs of a kernel of 3 over three cells, with one cell of padding on each side:
 
-    >>> pairs = pairs_of([Axis(outs=3, cells=3, lead=-1, kernel=3, stride=1, dilation=1)])
-    >>> [[int(i) for i in numbers] for numbers in pairs]
+    >>> axis = Axis(outs=3, cells=3, lead=-1, kernel=3, stride=1, dilation=1)
+    >>> pairs = pairs_of([axis], longest=100)
+    >>> [[int(i) for i in row] for row in (pairs.at, pairs.last_cell, pairs.last_tap, pairs.length)]
     [[1, 0, 0], [0, 0, 1], [0, 1, 2], [2, 3, 2]]
     """
     *outer, last = axes
     out = cell = tap = np.zeros(1, np.int64)
+    taps = np.ones(1, np.int64)
     for axis in outer:
-        o, i, t = _columns(axis.singles(), 3)
+        merged = windows and axis is outer[-1]
+        o, i, t, taps = np.array(axis.windows() if merged else axis.singles(), np.int64).reshape(-1, 4).T
         out = np.add.outer(out * axis.outs, o).ravel()
         cell = np.add.outer(cell * axis.cells, i).ravel()
         tap = np.add.outer(tap * axis.kernel, t).ravel()
-    o, i, t, length = _columns(last.runs(), 4)
-    return Pairs(
-        np.add.outer(out * last.outs, o).ravel(),
-        np.add.outer(cell * last.cells, i).ravel(),
-        np.add.outer(tap * last.kernel, t).ravel(),
-        np.tile(length, len(out)),
-    )
-
-
-def _columns(rows: list[tuple[int, ...]], width: int) -> Array:
-    return np.array(rows, np.int64).reshape(-1, width).T
+    lines = np.array(last.lines(longest), np.int64).reshape(-1, 4)
+    taps = np.tile(taps, len(out) // max(len(taps), 1))
+    outer_numbers = (np.repeat(numbers, len(lines)) for numbers in (out, cell, tap, taps))
+    return Pairs(*outer_numbers, *np.tile(lines.T, len(out)))

@@ -15,13 +15,16 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.columns import by_group
 from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
-from im2col_conv.engine.implicit.lines import blocks, move, new_lines, row_length
-from im2col_conv.engine.implicit.plan import ImplicitPlan, channels_of, tiles_of
-from im2col_conv.engine.implicit.tile_products import weight_grad_products
-from im2col_conv.engine.implicit.weights import packed_shape, unpack
+from im2col_conv.engine.implicit.plan import (
+    ImplicitPlan,
+    arrangement_for,
+    channels_of,
+    shares_of,
+    tiles_of,
+)
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
-from im2col_conv.engine.tiling import SHARES, Tiling, is_small
+from im2col_conv.engine.tiling import Tiling
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
@@ -43,16 +46,17 @@ def plan_weight_grad(
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
     F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     sum_bytes = geometry.F * geometry.gemm.K * dtype.itemsize
-    unit = (row_length(F) + row_length(C)) * dtype.itemsize
-    most = max(1, min(SHARES, workspace // 2 // sum_bytes - 1))
-    tiling = tiles_of(geometry, geometry.out, F, unit, workspace - (most + 1) * sum_bytes)
+    arrangement, shares = arrangement_for(geometry), shares_of(geometry)
+    chunk = arrangement.chunk(F)
+    chunks = Tiling((geometry.groups, -(-F // chunk)), (1, 1))
+    most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
+    tiling = tiles_of(geometry, arrangement, geometry.out, F, workspace - (most + 1) * sum_bytes)
     tiling = Tiling(tiling.extent[2:], tiling.step[2:])
-    chunks = Tiling((geometry.groups, len(blocks(F))), (1, 1))
-    sums = 1
-    if not is_small(geometry.flops):
-        sums = max(1, min(-(-SHARES // chunks.boxes), most, tiling.boxes))
+    sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
-    numbers = n * (tiling.cells // n * row_length(F) + most_cells(geometry, tuple(box)) * row_length(C))
+    numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
+        (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
+    )
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
@@ -61,6 +65,7 @@ def plan_weight_grad(
         flops=geometry.flops,
         geometry=geometry,
         dtype=dtype,
+        arrangement=arrangement,
         sums=sums,
         chunks=chunks,
     )
@@ -77,17 +82,17 @@ def weight_grad(
     workspace: int,
 ) -> None:
     """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
-    geometry, G = plan.geometry, plan.geometry.groups
+    geometry, arrangement, G = plan.geometry, plan.arrangement, plan.geometry.groups
     C, F = geometry.C // G, geometry.F // G
     x, dout = by_group(x, G), by_group(dout, G)
-    packed = packed_shape(G, C, F, geometry.taps)
-    dw_sums = np.empty((plan.sums, *packed), plan.dtype)
+    w_shape = (G, F, C, *geometry.kernel)
+    dw_sums = np.empty((plan.sums, *arrangement.weight_sums(w_shape)), plan.dtype)
     db_sums = np.zeros((plan.sums, G, F), plan.dtype)
 
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
-        g, f = groups.start, channels_of(part, F)
+        g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
         total = dw_sums[number, g, part]
         total[...] = 0
         tiles = plan.tiling.boxes
@@ -95,20 +100,17 @@ def weight_grad(
             images, *box = plan.tiling[at]
             cells = cells_seen(geometry, tuple(box))
             source, given = x[g, :, images, *cells], dout[g, f, images, *box]
-            tile = plan.tile(given.shape[1], tuple(box), cells, C, given.shape[0])
-            lines, x_memory = new_lines(scratch, "x", source.shape, plan.dtype, tile.interleaved)
-            douts, y_memory = new_lines(scratch, "dout", given.shape, plan.dtype, tile.interleaved)
             if db is not None:
                 db_sums[number, g, f] += given.sum(axis=tuple(range(1, given.ndim)), dtype=plan.dtype)
             if dw is not None:
-                move(blas, source, lines)
-                move(blas, given, douts)
-                # dW_t (C, F) += x lines.T (C, L) @ dout lines (L, F)
-                blas.run(weight_grad_products(tile), x_memory, y_memory, total)
+                tile = plan.tile(given.shape[1], tuple(box), cells, C, given.shape[0])
+                lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
+                douts = arrangement.load(blas, scratch, "dout", given, 1, plan.dtype)
+                arrangement.weight_grad(blas, tile, douts, lines, total)
 
     run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
     if dw is not None:
-        unpack(_total(dw_sums), dw.reshape(G, F, C, geometry.taps).swapaxes(1, 2))
+        arrangement.unpack(_total(dw_sums), dw.reshape(w_shape))
     if db is not None:
         db[...] = _total(db_sums).reshape(db.shape)
 

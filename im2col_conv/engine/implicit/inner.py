@@ -1,0 +1,205 @@
+r"""Channels innermost: a line of cells is a matrix with a row for each cell.
+
+.. math:: y_{line}\,(L \times F) \mathrel{+}= x_{line}\,(L \times C) \; W_t\,(C \times F), \quad
+          dx_{line} \mathrel{+}= dout_{line}\, W_t^T, \quad
+          dW_t \mathrel{+}= x_{line}^T \, dout_{line}
+
+for each tap t and blocks of 64 channels and 64 filters. With stride 1, the images of a tile lie
+cell by cell, so that lines are as many times longer; with another, one image follows the other.
+
+A row has some numbers more than channels. Without them the rows of 1024 channels would all begin
+in the same few sets of the cache: a product then takes up to twice as long (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.implicit.pairs import Axis, Pairs, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
+
+__all__ = ["ChannelsInner"]
+
+BLOCK = 64  # channels or filters of one product
+
+
+class ChannelsInner:
+    """The arrangement for layers with many channels."""
+
+    def chunk(self, channels: int) -> int:
+        """Return how many channels of a result are the least that one task makes."""
+        return min(channels, BLOCK)
+
+    def numbers(self, shape: Shape, stride: int) -> int:
+        c, *positions = shape
+        return int(np.prod(positions)) * (c + SPARE)
+
+    def load(
+        self, blas: OpenBlas, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        memory, view = _memory(scratch, name, image.shape, stride, dtype)
+        move(blas, image, view)
+        return memory
+
+    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
+        memory, _ = _memory(scratch, name, shape, stride, values.dtype)
+        memory[..., : shape[0]] = values
+        return memory
+
+    def store(
+        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+    ) -> None:
+        move(blas, _view(memory, image.shape, stride), image)
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return (g, blocks of F, C, taps, 64)."""
+        g, F, C = w.shape[:3]
+        return _pack(blas, w.reshape(g, F, C, -1).swapaxes(1, 2), dtype)
+
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return (g, blocks of C, F, taps, 64)."""
+        g, F, C = w.shape[:3]
+        return _pack(blas, w.reshape(g, F, C, -1), dtype)
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *kernel = shape
+        return _packed_shape(g, C, F, int(np.prod(kernel)))
+
+    def unpack(self, sums: Array, dw: Array) -> None:
+        g, F, C = dw.shape[:3]
+        weights = dw.reshape(g, F, C, -1)
+        for block, (first, many) in enumerate(_blocks(F)):
+            part = sums[:, block, :, :, :many]
+            weights[:, first : first + many] = part.transpose(0, 3, 1, 2)
+
+    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
+        blas.run(_forward(tile), x, W, y)
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        blas.run(_input_grad(tile), dout, W, dx)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        blas.run(_weight_grad(tile), x, dout, dw)
+
+
+def _memory(
+    scratch: Scratch, name: str, shape: Shape, stride: int, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    """Return memory for an image (c, n, *cells), and the view of it."""
+    c, n, *cells = shape
+    order = (*cells, n) if stride == 1 else (n, *cells)
+    memory = scratch.array(name, (*order, c + SPARE), dtype)
+    return memory, _view(memory, shape, stride)
+
+
+def _view(memory: Array, shape: Shape, stride: int) -> Array:
+    axes = len(shape) - 2
+    places = (axes, *range(axes)) if stride == 1 else range(axes + 1)
+    return memory[..., : shape[0]].transpose(axes + 1, *places)
+
+
+def _blocks(channels: int) -> list[tuple[int, int]]:
+    """Return (first, how many) of each block of channels.
+
+    Examples
+    --------
+    >>> _blocks(150)
+    [(0, 64), (64, 64), (128, 22)]
+    """
+    return [(first, min(BLOCK, channels - first)) for first in range(0, channels, BLOCK)]
+
+
+def _packed_shape(groups: int, rows: int, columns: int, taps: int) -> Shape:
+    return (groups, len(_blocks(columns)), rows, taps, min(columns, BLOCK))
+
+
+def _pack(blas: OpenBlas, weights: Array, dtype: np.dtype[Any]) -> Array:
+    """Return ``weights[g, row, column, tap]`` in blocks; past the last column nothing is filled."""
+    groups, rows, columns, taps = weights.shape
+    packed = np.empty(_packed_shape(groups, rows, columns, taps), dtype)
+    for block, (first, many) in enumerate(_blocks(columns)):
+        part = weights[:, :, first : first + many].transpose(2, 0, 1, 3)
+        move(blas, part, packed[:, block, :, :, :many].transpose(3, 0, 1, 2))
+    return packed
+
+
+class _Lines:
+    """The lines of a tile as operands, to be broadcast as (blocks, blocks, pairs)."""
+
+    def __init__(self, tile: Tile, *, by_tap: bool = False) -> None:
+        stride = tile.axes[-1].stride
+        together = tile.images if stride == 1 else 1
+        each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        longest = max(SMALL_PRODUCT // (min(tile.C, BLOCK) * min(tile.F, BLOCK) * together), 1)
+        last = tile.axes[-1]
+        pairs = pairs_of((each_image, *tile.axes), longest)
+        if by_tap:
+            order = np.argsort(pairs.tap * last.kernel + pairs.last_tap, kind="stable")
+            pairs = Pairs(*(numbers[order] for numbers in pairs))
+        self._tile = tile
+        self.length = pairs.length * together
+        self.tap = pairs.tap * last.kernel + pairs.last_tap
+        self._out = (pairs.out * last.outs + pairs.at) * together
+        self._cell = (pairs.cell * last.cells + pairs.last_cell) * together
+
+    def x(self, c: Array) -> Operand:
+        """Return the cells of each pair, from channel ``c``."""
+        row = self._tile.C + SPARE
+        return Operand(self._cell * row + c, self._tile.axes[-1].stride * row)
+
+    def y(self, f: Array) -> Operand:
+        """Return the outputs of each pair, from filter ``f``."""
+        row = self._tile.F + SPARE
+        return Operand(self._out * row + f, row)
+
+    def weights(self, block: Array, row: Array, rows: int, columns: int) -> Operand:
+        """Return each pair's tap in weights packed as (blocks, rows, taps, width)."""
+        width, taps = min(columns, BLOCK), self._tile.taps
+        return Operand(((block * rows + row) * taps + self.tap) * width, taps * width)
+
+
+@lru_cache(maxsize=KEPT)
+def _forward(tile: Tile) -> Products:
+    lines = _Lines(tile)
+    (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
+    # y line (L, F) += x line (L, C) @ W_t (C, F)
+    W = lines.weights(f_block, c, tile.C, tile.F)
+    return Products(lines.length, F, C, lines.x(c), W, lines.y(f))
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad(tile: Tile) -> Products:
+    lines = _Lines(tile)
+    (c, C, c_block), (f, F, _) = _outer_blocks(tile.C), _inner_blocks(tile.F)
+    # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
+    W = lines.weights(c_block, f, tile.F, tile.C)
+    return Products(lines.length, C, F, lines.y(f), W, lines.x(c))
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile) -> Products:
+    lines = _Lines(tile, by_tap=True)
+    (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
+    # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
+    dW = lines.weights(f_block, c, tile.C, tile.F)
+    return Products(C, F, lines.length, lines.x(c), lines.y(f), dW, transposed="a")
+
+
+def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:
+    """Return first, how many and number of each block, along the first of (blocks, blocks, pairs)."""
+    first, many = np.array(_blocks(channels)).reshape(-1, 2).T
+    return first[:, None, None], many[:, None, None], np.arange(len(first))[:, None, None]
+
+
+def _inner_blocks(channels: int) -> tuple[Array, Array, Array]:
+    """Return the same along the second axis."""
+    first, many, number = (numbers.swapaxes(0, 1) for numbers in _outer_blocks(channels))
+    return first, many, number

@@ -1,0 +1,61 @@
+"""Copies from one memory order to another, as transposed matrices where both can be seen as such."""
+
+from __future__ import annotations
+
+import math
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.openblas import OpenBlas
+
+__all__ = ["move", "move_images"]
+
+WORTH_A_CALL = 4096  # numbers; below, one copy by NumPy is faster than many calls
+
+
+def move(blas: OpenBlas, source: Array, target: Array) -> None:
+    """Copy ``source[c, n, *cells]`` to ``target``, image by image."""
+    if source.dtype == target.dtype and source.size:
+        for image in range(source.shape[1]):
+            _move_matrix(blas, source[:, image], target[:, image])
+    else:
+        target[...] = source
+
+
+def move_images(blas: OpenBlas, source: Array, target: Array) -> None:
+    """Copy ``source[c, n, *cells]`` to ``target``, all images at once."""
+    if source.dtype == target.dtype and source.size:
+        _move_matrix(blas, source.swapaxes(0, 1), target.swapaxes(0, 1))
+    else:
+        target[...] = source
+
+
+def _move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
+    """Copy ``source[row, *columns]``, in parts where it is no matrix as a whole."""
+    a, out = _matrix(source), _matrix(target)
+    if a is not None and out is not None and _lies(a) and _lies(out.T):
+        blas.transpose(a, out.T)
+    elif a is not None and out is not None and _lies(a.T) and _lies(out):
+        blas.transpose(a.T, out)
+    elif source.ndim > 2 and source[:, 0].size >= WORTH_A_CALL:
+        for cells in range(source.shape[1]):
+            _move_matrix(blas, source[:, cells], target[:, cells])
+    else:
+        target[...] = source
+
+
+def _matrix(array: Array) -> Array | None:
+    """Return a view (row, columns) of ``array[row, *columns]``, or None where there is none."""
+    try:
+        return array.reshape(array.shape[0], math.prod(array.shape[1:]), copy=False)
+    except ValueError:
+        return None
+
+
+def _lies(matrix: Array) -> bool:
+    """Say whether the rows of a matrix are contiguous and do not overlap."""
+    step, item = matrix.strides
+    rows, columns = matrix.shape
+    size = matrix.itemsize
+    return (columns == 1 or item == size) and (
+        rows == 1 or (step >= columns * size and step % size == 0)
+    )

@@ -1,0 +1,200 @@
+r"""Channels before the last axis: a line of cells lies under the line of the next channel.
+
+.. math:: y_{line}\,(F \times L) \mathrel{+}= W_t\,(F \times rC) \; x_{lines}\,(rC \times L), \quad
+          dx_{lines} \mathrel{+}= W_t^T \, dout_{line}, \quad
+          dW_t^T \mathrel{+}= x_{lines} \, dout_{line}^T
+
+for each tap t of the last axis, where r taps of the axis before it, which meet neighbouring lines,
+are one matrix: this makes products of few channels deep enough to pay. Cells of the last axis that
+are a stride apart lie side by side, in as many phases as the stride. Where lines are short, the
+images of a tile lie cell by cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import move_images
+from im2col_conv.engine.implicit.pairs import Axis, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
+
+__all__ = ["ChannelsOuter"]
+
+BLOCK = 64  # filters of one product
+
+
+@dataclass(frozen=True)
+class ChannelsOuter:
+    """The arrangement for layers with few channels."""
+
+    interleaved: bool
+
+    def chunk(self, channels: int) -> int:
+        """Return how many channels of a result are the least that one task makes."""
+        return channels
+
+    def numbers(self, shape: Shape, stride: int) -> int:
+        c, n, *cells = shape
+        return int(np.prod(self._order(shape, stride))) + self.interleaved * c * n * int(np.prod(cells))
+
+    def load(
+        self, blas: OpenBlas, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        memory = scratch.array(name, self._order(image.shape, stride), dtype)
+        if self.interleaved:
+            image = _images_inner(blas, scratch, image, dtype)
+        for phase in range(len(memory)):
+            part = image[..., phase::stride]
+            self._view(memory[phase], part.shape)[...] = part
+        return memory
+
+    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
+        memory = scratch.array(name, self._order(shape, stride), values.dtype)
+        memory[...] = values[:, None]
+        return memory
+
+    def store(self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int) -> None:
+        target = image
+        if self.interleaved:
+            c, n, *cells = image.shape
+            target = scratch.array("images", (c, *cells, n), memory.dtype)
+            target = np.moveaxis(target, -1, 1)
+        for phase in range(len(memory)):
+            part = target[..., phase::stride]
+            part[...] = self._view(memory[phase], part.shape)
+        if self.interleaved:
+            move_images(blas, target, image)
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return (g, 1, taps of the last axis, F, other taps, C)."""
+        g, F, C, *_, last = w.shape
+        rows = w.reshape(g, 1, F, C, -1, last)
+        return np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype)
+
+    input_grad_weights = forward_weights
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *outer, last = shape
+        return (g, 1, last, int(np.prod(outer)), C, F)
+
+    def unpack(self, sums: Array, dw: Array) -> None:
+        g, F, C, *_, last = dw.shape
+        dw.reshape(g, F, C, -1, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
+
+    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
+        blas.run(_forward(tile, self.interleaved), W, x, y)
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        blas.run(_input_grad(tile, self.interleaved), W, dout, dx)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        blas.run(_weight_grad(tile, self.interleaved), x, dout, dw)
+
+    def _order(self, shape: Shape, stride: int) -> Shape:
+        """Return the shape of an image's memory: (phase, image, *outer, c, line)."""
+        c, n, *outer, last = shape
+        together = n if self.interleaved else 1
+        line = -(-last // stride) * together + SPARE
+        return (min(stride, max(last, 1)), n // together, *outer, c, line)
+
+    def _view(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [c, n, *cells] of one phase."""
+        c, n, *outer, last = shape
+        together = n if self.interleaved else 1
+        lines = memory[..., : last * together].reshape(*memory.shape[:-1], last, together)
+        # (n // together, *outer, c, last, together)
+        if self.interleaved:
+            lines = np.moveaxis(lines[0], -1, 0)
+        else:
+            lines = lines[..., 0]
+        return np.moveaxis(lines, -2, 0)
+
+
+class _Lines:
+    """The lines of a tile as operands, to be broadcast as (blocks of F, pairs)."""
+
+    def __init__(self, tile: Tile, interleaved: bool) -> None:
+        last = tile.axes[-1]
+        self._tile = tile
+        self._together = together = tile.images if interleaved else 1
+        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        depth = tile.C * tile.axes[-2].kernel if len(tile.axes) > 1 else tile.C
+        longest = SMALL_PRODUCT // (depth * min(tile.F, BLOCK) * together)
+        self._pairs = pairs = pairs_of((images, *tile.axes), max(longest, 1), windows=True)
+        self.length = pairs.length * together
+        self.depth = pairs.taps * tile.C
+        self._outer_taps = tile.taps // last.kernel
+        self._outer_cells = images.cells * int(np.prod([axis.cells for axis in tile.axes[:-1]]))
+
+    def x(self) -> Operand:
+        """Return the cells of each pair: a row for each tap and channel."""
+        last, pairs = self._tile.axes[-1], self._pairs
+        row = -(-last.cells // last.stride) * self._together + SPARE
+        lines = pairs.last_cell % last.stride * self._outer_cells + pairs.cell
+        return Operand(
+            lines * self._tile.C * row + pairs.last_cell // last.stride * self._together, row
+        )
+
+    def y(self, f: Array) -> Operand:
+        """Return the outputs of each pair: a row for each filter from ``f``."""
+        row = self._tile.axes[-1].outs * self._together + SPARE
+        return Operand((self._pairs.out * self._tile.F + f) * row + self._pairs.at * self._together, row)
+
+    def weights(self, f: Array) -> Operand:
+        """Return each pair's matrix in weights (last taps, F, other taps, C)."""
+        row = self._outer_taps * self._tile.C
+        first = (self._pairs.last_tap * self._tile.F + f) * row
+        return Operand(first + self._pairs.tap * self._tile.C, row)
+
+    def weight_sums(self, f: Array) -> Operand:
+        """Return each pair's matrix in sums (last taps, other taps, C, F)."""
+        F, C = self._tile.F, self._tile.C
+        lines = (self._pairs.last_tap * self._outer_taps + self._pairs.tap) * C
+        return Operand(lines * F + f, F)
+
+
+@lru_cache(maxsize=KEPT)
+def _forward(tile: Tile, interleaved: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
+    # y line (F, L) += W (F, rC) @ x lines (rC, L)
+    return Products(F, lines.length, lines.depth, lines.weights(f), lines.x(), lines.y(f))
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad(tile: Tile, interleaved: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
+    # dx lines (rC, L) += W.T (rC, F) @ dout line (F, L)
+    return Products(
+        lines.depth, lines.length, F, lines.weights(f), lines.y(f), lines.x(), transposed="a"
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile, interleaved: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
+    # dW.T (rC, F) += x lines (rC, L) @ dout line.T (L, F)
+    return Products(
+        lines.depth, F, lines.length, lines.x(), lines.y(f), lines.weight_sums(f), transposed="b"
+    )
+
+
+def _blocks(filters: int) -> tuple[Array, Array]:
+    """Return first and how many of each block of filters, to broadcast as (blocks, pairs)."""
+    first = np.arange(0, filters, BLOCK)[:, None]
+    return first, np.minimum(filters - first, BLOCK)
+
+
+def _images_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a copy of ``image[c, n, *cells]`` in which n is innermost."""
+    c, n, *cells = image.shape
+    copy = np.moveaxis(scratch.array("images", (c, *cells, n), dtype), -1, 1)
+    move_images(blas, image, copy)
+    return copy

@@ -1,0 +1,99 @@
+"""What a tile is, and what an arrangement of its numbers in memory must offer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.pairs import Axis
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.workers import Scratch
+
+__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile"]
+
+Shape = tuple[int, ...]
+
+KEPT = 64  # lists of products, of some hundred kilobytes at most
+SPARE = 16  # numbers more than needed from one row to the next
+SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
+
+
+class Tile(NamedTuple):
+    """All that the products of a tile follow from: how its axes meet, and its channels."""
+
+    axes: tuple[Axis, ...]
+    images: int
+    C: int
+    F: int
+
+    @property
+    def taps(self) -> int:
+        """Taps of the kernel."""
+        taps = 1
+        for axis in self.axes:
+            taps *= axis.kernel
+        return taps
+
+    @property
+    def outs(self) -> int:
+        """Output positions of an image."""
+        outs = 1
+        for axis in self.axes:
+            outs *= axis.outs
+        return outs
+
+
+class Arrangement(Protocol):
+    """How the numbers of a tile lie in memory, and the products that follow from it.
+
+    ``image[c, n, *cells]`` is a part of x or dx, where ``stride`` is the stride of its last axis, or
+    of y or dout, where it is 1.
+    """
+
+    def chunk(self, channels: int) -> int:
+        """Return how many channels of a result are the least that one task makes."""
+
+    def numbers(self, shape: Shape, stride: int) -> int:
+        """Return the numbers in the memory of an image of the shape (c, n, *cells)."""
+
+    def load(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        stride: int,
+        dtype: np.dtype[Any],
+    ) -> Array:
+        """Return memory with the numbers of ``image``."""
+
+    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
+        """Return memory in which every cell of channel c has ``values[c]``."""
+
+    def store(
+        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+    ) -> None:
+        """Fill ``image`` with the numbers of its memory."""
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return ``w[g, f, c, *tap]`` as the forward products read it, group by group."""
+
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return ``w[g, f, c, *tap]`` as the products of dx read it."""
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        """Return the shape in which dw (g, f, c, *tap) is added up."""
+
+    def unpack(self, sums: Array, dw: Array) -> None:
+        """Fill ``dw[g, f, c, *tap]``."""
+
+    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
+        """Add W x to y, each in its memory."""
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        """Add W.T dout to dx, each in its memory."""
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        """Add dout x.T to the sums of dw."""
