@@ -10,7 +10,13 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.columns import by_group
 from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
-from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for, channels_of, tiles_of
+from im2col_conv.engine.implicit.plan import (
+    ImplicitPlan,
+    arrangement_for,
+    channels_in_groups,
+    channels_of,
+    tiles_of,
+)
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -22,10 +28,10 @@ __all__ = ["forward", "plan_forward"]
 @lru_cache(maxsize=256)
 def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
     """Draw the tiles of a forward pass, over (groups, blocks of F, N, *out)."""
-    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     shared = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement = arrangement_for(geometry)
-    tiling = tiles_of(geometry, arrangement, geometry.out, F, workspace - shared)
+    _, C, F = channels_in_groups(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
     _, _, n, *box = tiling.step
     numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
         (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
@@ -54,20 +60,19 @@ def forward(
 ) -> None:
     """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
-    G = geometry.groups
-    C, F = geometry.C // G, geometry.F // G
+    G, C, F = channels_in_groups(geometry, arrangement)
     x, y = by_group(x, G), by_group(y, G)
-    W = arrangement.forward_weights(w.reshape(G, F, C, *geometry.kernel), plan.dtype, blas)
+    W = arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
     bias = np.zeros((G, F), plan.dtype) if b is None else b.reshape(G, F).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, part, images, *box = plan.tiling[index]
         g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
         cells = cells_seen(geometry, tuple(box))
-        source, target = x[g, :, images, *cells], y[g, f, images, *box]
-        tile = plan.tile(source.shape[1], tuple(box), cells, C, target.shape[0])
+        source, target = x[g, arrangement.partners(f), images, *cells], y[g, f, images, *box]
+        tile = plan.tile(source, target, tuple(box), cells)
         lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
-        sums = arrangement.start(scratch, "y", target.shape, 1, bias[g, f])
+        sums = arrangement.start(scratch, "y", target, 1, bias[g, f])
         arrangement.forward(blas, tile, lines, W[g, part], sums)
         arrangement.store(blas, scratch, sums, target, 1)
 

@@ -38,6 +38,9 @@ class ChannelsInner:
         """Return how many channels of a result are the least that one task makes."""
         return min(channels, BLOCK)
 
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
+
     def numbers(self, shape: Shape, stride: int) -> int:
         c, *positions = shape
         return int(np.prod(positions)) * (c + SPARE)
@@ -49,9 +52,11 @@ class ChannelsInner:
         move(blas, image, view)
         return memory
 
-    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
-        memory, _ = _memory(scratch, name, shape, stride, values.dtype)
-        memory[..., : shape[0]] = values
+    def start(
+        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
+    ) -> Array:
+        memory, _ = _memory(scratch, name, image.shape, stride, values.dtype)
+        memory[..., : len(values)] = values
         return memory
 
     def store(

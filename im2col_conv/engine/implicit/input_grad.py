@@ -14,7 +14,13 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.columns import by_group
 from im2col_conv.engine.implicit.boxes import most_outputs, outputs_touching
-from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for, channels_of, tiles_of
+from im2col_conv.engine.implicit.plan import (
+    ImplicitPlan,
+    arrangement_for,
+    channels_in_groups,
+    channels_of,
+    tiles_of,
+)
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -26,10 +32,10 @@ __all__ = ["input_grad", "plan_input_grad"]
 @lru_cache(maxsize=256)
 def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
     """Draw the tiles of a pass to the input, over (groups, blocks of C, N, *size)."""
-    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     shared = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement = arrangement_for(geometry)
-    tiling = tiles_of(geometry, arrangement, geometry.size, C, workspace - shared)
+    _, C, F = channels_in_groups(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
     _, _, n, *cells = tiling.step
     numbers = arrangement.numbers((C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
         (F, n, *most_outputs(geometry, tuple(cells))), 1
@@ -58,20 +64,19 @@ def input_grad(
 ) -> None:
     """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
-    G = geometry.groups
-    C, F = geometry.C // G, geometry.F // G
+    G, C, F = channels_in_groups(geometry, arrangement)
     dx, dout = by_group(dx, G), by_group(dout, G)
-    W = arrangement.input_grad_weights(w.reshape(G, F, C, *geometry.kernel), plan.dtype, blas)
+    W = arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
     bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, part, images, *cells = plan.tiling[index]
         g, c = groups.start, channels_of(part, arrangement.chunk(C), C)
         box = outputs_touching(geometry, tuple(cells))
-        source, target = dout[g, :, images, *box], dx[g, c, images, *cells]
-        tile = plan.tile(source.shape[1], box, tuple(cells), target.shape[0], F)
+        source, target = dout[g, arrangement.partners(c), images, *box], dx[g, c, images, *cells]
+        tile = plan.tile(target, source, box, tuple(cells))
         lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
-        sums = arrangement.start(scratch, "dx", target.shape, stride, bias[g, c])
+        sums = arrangement.start(scratch, "dx", target, stride, bias[g, c])
         arrangement.input_grad(blas, tile, lines, W[g, part], sums)
         arrangement.store(blas, scratch, sums, target, stride)
 

@@ -41,6 +41,9 @@ class ChannelsOuter:
         """Return how many channels of a result are the least that one task makes."""
         return channels
 
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
+
     def numbers(self, shape: Shape, stride: int) -> int:
         c, n, *cells = shape
         return int(np.prod(self._order(shape, stride))) + self.interleaved * c * n * int(np.prod(cells))
@@ -56,8 +59,10 @@ class ChannelsOuter:
             self._view(memory[phase], part.shape)[...] = part
         return memory
 
-    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
-        memory = scratch.array(name, self._order(shape, stride), values.dtype)
+    def start(
+        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
+    ) -> Array:
+        memory = scratch.array(name, self._order(image.shape, stride), values.dtype)
         memory[...] = values[:, None]
         return memory
 

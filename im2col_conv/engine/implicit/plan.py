@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.boxes import axes_between
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
@@ -16,7 +19,7 @@ from im2col_conv.engine.tiling import SHARES, Tiling, cut
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["ImplicitPlan", "arrangement_for", "channels_of", "shares_of", "tiles_of"]
+__all__ = ["ImplicitPlan", "arrangement_for", "channels_in_groups", "channels_of", "shares_of", "tiles_of"]
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**20
@@ -39,38 +42,61 @@ class ImplicitPlan(Plan):
         """The stride of the last axis, along which lines run."""
         return self.geometry.stride[-1]
 
-    def tile(self, images: int, box: Slices, cells: Slices, C: int, F: int) -> Tile:
-        """Return what the products of a tile follow from."""
-        return Tile(axes_between(self.geometry, box, cells), images, C, F)
+    def tile(self, x: Array, y: Array, box: Slices, cells: Slices) -> Tile:
+        """Return what the products of ``x[c, n, *cells]`` and ``y[f, n, *box]`` follow from."""
+        return Tile(axes_between(self.geometry, box, cells), x.shape[1], len(x), len(y))
 
 
 def arrangement_for(geometry: ConvGeometry) -> Arrangement:
-    """Return where channels lie: before the last axis where they and a kernel's rows are few."""
+    """Return how a tile lies: by the channels that an output sees."""
+    if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
+        return Bands(geometry.stride[-2], geometry.dilation[-2])
     rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
     if geometry.C // geometry.groups * rows <= FEW:
         return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
     return ChannelsInner()
 
 
+def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
+    """Return (groups, C, F) as an arrangement sees them: bands take all planes as one group."""
+    groups = 1 if isinstance(arrangement, Bands) else geometry.groups
+    return groups, geometry.C // groups, geometry.F // groups
+
+
 def tiles_of(
-    geometry: ConvGeometry, arrangement: Arrangement, axes: Shape, channels: int, available: int
+    geometry: ConvGeometry,
+    arrangement: Arrangement,
+    axes: Shape,
+    channels: int,
+    dtype: np.dtype[Any],
+    available: int,
 ) -> Tiling:
     """Return tiles over (groups, chunks of ``channels``, N, *axes).
 
     As many positions as the cache holds; where that makes too few tiles to share, chunks of
     channels are shared as well: their products are the same whoever makes them.
     """
-    chunks = -(-channels // arrangement.chunk(channels))
-    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
+    groups, C, F = channels_in_groups(geometry, arrangement)
     # 16384 stands for any number: that of one position alone would count spare numbers as well.
-    unit = (arrangement.numbers((F, 1, 2**14), 1) + arrangement.numbers((C, 1, 2**14), 1)) * 4 / 2**14
-    units = max(1, int(min(TILE_BYTES, available // 4) / unit))
-    total = geometry.N * int(np.prod(axes))
-    shares = shares_of(geometry)
-    units = min(units, max(-(-total // -(-shares // (geometry.groups * chunks))), LEAST_SHARE))
-    tiling = cut((geometry.N, *axes), units)
-    chunk = max(1, chunks // -(-shares // max(geometry.groups * tiling.boxes, 1)))
-    return Tiling((geometry.groups, chunks, *tiling.extent), (1, chunk, *tiling.step))
+    many = 2**14
+    numbers = arrangement.numbers((F, 1, many), 1) + arrangement.numbers((C, 1, many), 1)
+    units = int(max(min(TILE_BYTES, available // 4), 1) / (numbers / many * dtype.itemsize))
+    if isinstance(arrangement, Bands):
+        return _planes_of(geometry, axes, channels, units * channels)
+    chunks = -(-channels // arrangement.chunk(channels))
+    total, shares = geometry.N * math.prod(axes), shares_of(geometry)
+    units = min(units, max(-(-total // -(-shares // (groups * chunks))), LEAST_SHARE))
+    tiling = cut((geometry.N, *axes), max(units, 1))
+    chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
+    return Tiling((groups, chunks, *tiling.extent), (1, chunk, *tiling.step))
+
+
+def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -> Tiling:
+    """Return tiles of some planes of one image, or of part of a plane."""
+    share = -(-channels * math.prod(axes) * geometry.N // shares_of(geometry))
+    planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
+    extent, step = planes.extent, planes.step
+    return Tiling((1, extent[0], geometry.N, *extent[1:]), (1, step[0], 1, *step[1:]))
 
 
 def shares_of(geometry: ConvGeometry) -> int:

@@ -55,6 +55,9 @@ class Arrangement(Protocol):
     def chunk(self, channels: int) -> int:
         """Return how many channels of a result are the least that one task makes."""
 
+    def partners(self, channels: slice) -> slice:
+        """Return the channels that some channels of a group's results are made from."""
+
     def numbers(self, shape: Shape, stride: int) -> int:
         """Return the numbers in the memory of an image of the shape (c, n, *cells)."""
 
@@ -67,10 +70,15 @@ class Arrangement(Protocol):
         stride: int,
         dtype: np.dtype[Any],
     ) -> Array:
-        """Return memory with the numbers of ``image``."""
+        """Return memory with the numbers of ``image``, which may be the image itself."""
 
-    def start(self, scratch: Scratch, name: str, shape: Shape, stride: int, values: Array) -> Array:
-        """Return memory in which every cell of channel c has ``values[c]``."""
+    def start(
+        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
+    ) -> Array:
+        """Return memory for ``image`` in which every cell of channel c has ``values[c]``.
+
+        It may be the image itself.
+        """
 
     def store(
         self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int

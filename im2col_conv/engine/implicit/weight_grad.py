@@ -18,6 +18,7 @@ from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
     arrangement_for,
+    channels_in_groups,
     channels_of,
     shares_of,
     tiles_of,
@@ -44,14 +45,15 @@ def plan_weight_grad(
     geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
-    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     sum_bytes = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement, shares = arrangement_for(geometry), shares_of(geometry)
-    chunk = arrangement.chunk(F)
-    chunks = Tiling((geometry.groups, -(-F // chunk)), (1, 1))
+    G, C, F = channels_in_groups(geometry, arrangement)
     most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
-    tiling = tiles_of(geometry, arrangement, geometry.out, F, workspace - (most + 1) * sum_bytes)
-    tiling = Tiling(tiling.extent[2:], tiling.step[2:])
+    available = workspace - (most + 1) * sum_bytes
+    whole = tiles_of(geometry, arrangement, geometry.out, F, dtype, available)
+    tiling = Tiling(whole.extent[2:], whole.step[2:])
+    # Bands: some planes a task. Else one chunk, since the cells that it copies serve many taps.
+    chunks = Tiling(whole.extent[:2], whole.step[:2] if G < geometry.groups else (1, 1))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
     numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
@@ -82,10 +84,10 @@ def weight_grad(
     workspace: int,
 ) -> None:
     """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
-    geometry, arrangement, G = plan.geometry, plan.arrangement, plan.geometry.groups
-    C, F = geometry.C // G, geometry.F // G
+    geometry, arrangement = plan.geometry, plan.arrangement
+    G, C, F = channels_in_groups(geometry, arrangement)
     x, dout = by_group(x, G), by_group(dout, G)
-    w_shape = (G, F, C, *geometry.kernel)
+    w_shape = (G, F, *geometry.w_shape[1:])
     dw_sums = np.empty((plan.sums, *arrangement.weight_sums(w_shape)), plan.dtype)
     db_sums = np.zeros((plan.sums, G, F), plan.dtype)
 
@@ -99,11 +101,11 @@ def weight_grad(
         for at in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
             images, *box = plan.tiling[at]
             cells = cells_seen(geometry, tuple(box))
-            source, given = x[g, :, images, *cells], dout[g, f, images, *box]
+            source, given = x[g, arrangement.partners(f), images, *cells], dout[g, f, images, *box]
             if db is not None:
                 db_sums[number, g, f] += given.sum(axis=tuple(range(1, given.ndim)), dtype=plan.dtype)
             if dw is not None:
-                tile = plan.tile(given.shape[1], tuple(box), cells, C, given.shape[0])
+                tile = plan.tile(source, given, tuple(box), cells)
                 lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
                 douts = arrangement.load(blas, scratch, "dout", given, 1, plan.dtype)
                 arrangement.weight_grad(blas, tile, douts, lines, total)

@@ -1,0 +1,228 @@
+r"""Planes as they are, for depthwise layers: some output rows are a band matrix times input rows.
+
+A channel sees itself alone, so its plane is the matrix. For each tap j of the last axis, the taps
+of the axis before it stand in the diagonals of a band :math:`B_j`, and R rows of outputs are
+
+.. math:: y_{rows}\,(R \times L) \mathrel{+}= B_j\,(R \times K) \; x_{rows}\,(K \times L), \quad
+          dx_{rows} \mathrel{+}= B_j^T \, dout_{rows}, \quad
+          dB_j \mathrel{+}= dout_{rows} \, x_{rows}^T,
+
+where dw is the sums of the diagonals of dB. The zeros beside the diagonals are multiplied as well,
+which is three times the work for 3x3, and still far faster than anything without a GEMM. Zero times
+infinity would be NaN: where x or dout is not finite, each row and tap is a product of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.pairs import Axis, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
+
+__all__ = ["Bands"]
+
+ROWS = 7  # outputs of one band
+
+
+@dataclass(frozen=True)
+class Bands:
+    """The arrangement for layers in which each channel sees itself alone.
+
+    Attributes
+    ----------
+    stride, dilation : int
+        Of the axis before the last, along which a band runs.
+    """
+
+    stride: int
+    dilation: int
+
+    def chunk(self, channels: int) -> int:
+        return 1
+
+    def partners(self, channels: slice) -> slice:
+        return channels
+
+    def numbers(self, shape: Shape, stride: int) -> int:
+        return math.prod(_order(shape, stride))
+
+    def load(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        stride: int,
+        dtype: np.dtype[Any],
+    ) -> Array:
+        planes = _planes(image, stride, dtype)
+        if planes is not None:
+            return planes
+        memory = scratch.array(name, _order(image.shape, stride), dtype)
+        memory[...] = 0  # or what is never read could be infinite
+        for phase in range(len(memory)):
+            part = image[..., phase::stride].swapaxes(0, 1)
+            memory[phase, ..., : part.shape[-1]] = part
+        return memory
+
+    def start(
+        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
+    ) -> Array:
+        memory = _planes(image, stride, values.dtype)
+        if memory is None:
+            memory = scratch.array(name, _order(image.shape, stride), values.dtype)
+        memory[...] = values.reshape(-1, *(1,) * (image.ndim - 2))
+        return memory
+
+    def store(
+        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+    ) -> None:
+        if _planes(image, stride, memory.dtype) is not None:
+            return
+        for phase in range(len(memory)):
+            part = image[..., phase::stride].swapaxes(0, 1)
+            part[...] = memory[phase, ..., : part.shape[-1]]
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+        """Return the bands: (1, C, outer taps, taps of the last axis, rows, K)."""
+        bands = np.zeros(self.weight_sums(w.shape), dtype)
+        rows, taps = self._diagonals(w.shape[-2])
+        # (row, tap, 1, C, outer taps, last taps) from (C, outer taps, taps, last taps)
+        planes = w.reshape(w.shape[1], -1, *w.shape[-2:])
+        bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
+        return bands
+
+    input_grad_weights = forward_weights
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        _, channels, _, *outer, rows, last = shape
+        return (1, channels, math.prod(outer), last, ROWS, self._depth(rows))
+
+    def unpack(self, sums: Array, dw: Array) -> None:
+        rows, taps = self._diagonals(dw.shape[-2])
+        planes = dw.reshape(dw.shape[1], -1, *dw.shape[-2:])
+        diagonals = sums.transpose(4, 5, 0, 1, 2, 3)[rows, taps]
+        planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)[:, 0]
+
+    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
+        blas.run(_forward(tile, self._depth(tile.axes[-2].kernel), _is_finite(x)), W, x, y)
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        blas.run(_input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout)), W, dout, dx)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        blas.run(_weight_grad(tile, self._depth(tile.axes[-2].kernel)), dout, x, dw)
+
+    def _depth(self, kernel: int) -> int:
+        """Return K, the input rows that ROWS outputs see."""
+        return (ROWS - 1) * self.stride + (kernel - 1) * self.dilation + 1
+
+    def _diagonals(self, kernel: int) -> tuple[Array, Array]:
+        """Return where in a band each tap stands: (taps, rows) of row and column."""
+        rows = np.arange(ROWS)
+        return np.broadcast_arrays(rows, rows * self.stride + np.arange(kernel)[:, None] * self.dilation)
+
+
+def _order(shape: Shape, stride: int) -> Shape:
+    """Return the shape of an image's memory: (phase, n, c, *outer, row, line)."""
+    c, n, *outer, last = shape
+    return (min(stride, max(last, 1)), n, c, *outer, -(-last // stride))
+
+
+def _planes(image: Array, stride: int, dtype: np.dtype[Any]) -> Array | None:
+    """Return ``image[c, n, *cells]`` as memory, if it lies as such."""
+    planes = image.swapaxes(0, 1)
+    fits = stride == 1 and image.dtype == dtype and planes.flags.c_contiguous
+    return planes[None] if fits else None
+
+
+def _is_finite(memory: Array) -> bool:
+    """Say whether no number is infinite or NaN; may say no where numbers are huge."""
+    return bool(np.isfinite(memory.sum()))
+
+
+class _Rows:
+    """Rows of outputs and of cells as operands, to be broadcast as (planes, outer, rows, lines).
+
+    With ``bands``, ROWS outputs and all rows of cells that they see are one product; else one row
+    and one tap are.
+    """
+
+    def __init__(self, tile: Tile, depth: int, *, bands: bool) -> None:
+        *outer, middle, last = tile.axes
+        single = Axis(1, 1, 0, 1, 1, 1)
+        planes = np.arange(tile.images * tile.C).reshape(-1, 1, 1, 1)
+        pairs = pairs_of((*outer, single), 1)
+        out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
+        rows = _bands(middle) if bands else _single_rows(middle)
+        first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, -1, 1))
+        at, last_cell, tap, self.length = _columns(last.lines(SMALL_PRODUCT), 4, (1, 1, 1, -1))
+
+        channel = planes % tile.C
+        outer_taps = math.prod(axis.kernel for axis in outer)
+        band = (channel * outer_taps + outer_tap) * last.kernel + tap
+        self.band = Operand(band * ROWS * depth + column, depth)
+
+        outer_outs = math.prod(axis.outs for axis in outer)
+        out = ((planes * outer_outs + out) * middle.outs + first_out) * last.outs + at
+        self.y = Operand(out, last.outs)
+
+        outer_cells = math.prod(axis.cells for axis in outer)
+        line = -(-last.cells // last.stride)
+        phase = last_cell % last.stride * tile.images * tile.C
+        row = ((phase + planes) * outer_cells + cell) * middle.cells + first_row
+        self.x = Operand(row * line + last_cell // last.stride, line)
+
+
+def _bands(axis: Axis) -> list[tuple[int, ...]]:
+    """Return (first output, first row of cells, its column, outputs, rows) of each band."""
+    found = []
+    for first in range(0, axis.outs, ROWS):
+        outs = min(ROWS, axis.outs - first)
+        row = first * axis.stride + axis.lead
+        end = row + (outs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1
+        inside = max(row, 0), min(end, axis.cells)
+        if inside[0] < inside[1]:
+            found.append((first, inside[0], inside[0] - row, outs, inside[1] - inside[0]))
+    return found
+
+
+def _single_rows(axis: Axis) -> list[tuple[int, ...]]:
+    """Return the same of each single row and tap: its numbers stand in the first row of a band."""
+    return [(out, row, tap * axis.dilation, 1, 1) for out, row, tap, _ in axis.singles()]
+
+
+def _columns(table: list[tuple[int, ...]], width: int, shape: Shape) -> list[Array]:
+    return [column.reshape(shape) for column in np.array(table, np.int64).reshape(-1, width).T]
+
+
+@lru_cache(maxsize=KEPT)
+def _forward(tile: Tile, depth: int, bands: bool) -> Products:
+    rows = _Rows(tile, depth, bands=bands)
+    # y rows (R, L) += B (R, K) @ x rows (K, L)
+    return Products(rows.rows, rows.length, rows.depth, rows.band, rows.x, rows.y)
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad(tile: Tile, depth: int, bands: bool) -> Products:
+    rows = _Rows(tile, depth, bands=bands)
+    # dx rows (K, L) += B.T (K, R) @ dout rows (R, L)
+    return Products(
+        rows.depth, rows.length, rows.rows, rows.band, rows.y, rows.x, transposed="a"
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile, depth: int) -> Products:
+    rows = _Rows(tile, depth, bands=True)
+    # dB (R, K) += dout rows (R, L) @ x rows.T (L, K)
+    return Products(rows.rows, rows.depth, rows.length, rows.y, rows.x, rows.band, transposed="b")
