@@ -13,6 +13,7 @@ in the same few sets of the cache: a product then takes up to twice as long (doc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -31,8 +32,18 @@ __all__ = ["ChannelsInner"]
 BLOCK = 64  # channels or filters of one product
 
 
+@dataclass(frozen=True)
 class ChannelsInner:
-    """The arrangement for layers with many channels."""
+    """The arrangement for layers with many channels.
+
+    Attributes
+    ----------
+    interleaved : bool
+        Whether the images of a tile lie cell by cell: lines of cells a stride apart have no room
+        for others between them.
+    """
+
+    interleaved: bool
 
     def chunk(self, channels: int) -> int:
         """Return how many channels of a result are the least that one task makes."""
@@ -48,21 +59,21 @@ class ChannelsInner:
     def load(
         self, blas: OpenBlas, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
     ) -> Array:
-        memory, view = _memory(scratch, name, image.shape, stride, dtype)
+        memory, view = self._memory(scratch, name, image.shape, dtype)
         move(blas, image, view)
         return memory
 
     def start(
         self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
     ) -> Array:
-        memory, _ = _memory(scratch, name, image.shape, stride, values.dtype)
+        memory, _ = self._memory(scratch, name, image.shape, values.dtype)
         memory[..., : len(values)] = values
         return memory
 
     def store(
         self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
     ) -> None:
-        move(blas, _view(memory, image.shape, stride), image)
+        move(blas, self._view(memory, image.shape), image)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
         """Return (g, blocks of F, C, taps, 64)."""
@@ -86,29 +97,27 @@ class ChannelsInner:
             weights[:, first : first + many] = part.transpose(0, 3, 1, 2)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile), x, W, y)
+        blas.run(_forward(tile, self.interleaved, W.shape[-1]), x, W, y)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile), dout, W, dx)
+        blas.run(_input_grad(tile, self.interleaved, W.shape[-1]), dout, W, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        blas.run(_weight_grad(tile), x, dout, dw)
+        blas.run(_weight_grad(tile, self.interleaved, dw.shape[-1]), x, dout, dw)
 
+    def _memory(
+        self, scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]
+    ) -> tuple[Array, Array]:
+        """Return memory for an image (c, n, *cells), and the view of it."""
+        c, n, *cells = shape
+        order = (*cells, n) if self.interleaved else (n, *cells)
+        memory = scratch.array(name, (*order, c + SPARE), dtype)
+        return memory, self._view(memory, shape)
 
-def _memory(
-    scratch: Scratch, name: str, shape: Shape, stride: int, dtype: np.dtype[Any]
-) -> tuple[Array, Array]:
-    """Return memory for an image (c, n, *cells), and the view of it."""
-    c, n, *cells = shape
-    order = (*cells, n) if stride == 1 else (n, *cells)
-    memory = scratch.array(name, (*order, c + SPARE), dtype)
-    return memory, _view(memory, shape, stride)
-
-
-def _view(memory: Array, shape: Shape, stride: int) -> Array:
-    axes = len(shape) - 2
-    places = (axes, *range(axes)) if stride == 1 else range(axes + 1)
-    return memory[..., : shape[0]].transpose(axes + 1, *places)
+    def _view(self, memory: Array, shape: Shape) -> Array:
+        axes = len(shape) - 2
+        places = (axes, *range(axes)) if self.interleaved else range(axes + 1)
+        return memory[..., : shape[0]].transpose(axes + 1, *places)
 
 
 def _blocks(channels: int) -> list[tuple[int, int]]:
@@ -139,9 +148,8 @@ def _pack(blas: OpenBlas, weights: Array, dtype: np.dtype[Any]) -> Array:
 class _Lines:
     """The lines of a tile as operands, to be broadcast as (blocks, blocks, pairs)."""
 
-    def __init__(self, tile: Tile, *, by_tap: bool = False) -> None:
-        stride = tile.axes[-1].stride
-        together = tile.images if stride == 1 else 1
+    def __init__(self, tile: Tile, interleaved: bool, *, by_tap: bool = False) -> None:
+        together = tile.images if interleaved else 1
         each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         longest = max(SMALL_PRODUCT // (min(tile.C, BLOCK) * min(tile.F, BLOCK) * together), 1)
         last = tile.axes[-1]
@@ -165,36 +173,36 @@ class _Lines:
         row = self._tile.F + SPARE
         return Operand(self._out * row + f, row)
 
-    def weights(self, block: Array, row: Array, rows: int, columns: int) -> Operand:
+    def weights(self, block: Array, row: Array, rows: int, width: int) -> Operand:
         """Return each pair's tap in weights packed as (blocks, rows, taps, width)."""
-        width, taps = min(columns, BLOCK), self._tile.taps
+        taps = self._tile.taps
         return Operand(((block * rows + row) * taps + self.tap) * width, taps * width)
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile) -> Products:
-    lines = _Lines(tile)
+def _forward(tile: Tile, interleaved: bool, width: int) -> Products:
+    lines = _Lines(tile, interleaved)
     (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
-    W = lines.weights(f_block, c, tile.C, tile.F)
+    W = lines.weights(f_block, c, tile.C, width)
     return Products(lines.length, F, C, lines.x(c), W, lines.y(f))
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile) -> Products:
-    lines = _Lines(tile)
+def _input_grad(tile: Tile, interleaved: bool, width: int) -> Products:
+    lines = _Lines(tile, interleaved)
     (c, C, c_block), (f, F, _) = _outer_blocks(tile.C), _inner_blocks(tile.F)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
-    W = lines.weights(c_block, f, tile.F, tile.C)
+    W = lines.weights(c_block, f, tile.F, width)
     return Products(lines.length, C, F, lines.y(f), W, lines.x(c))
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile) -> Products:
-    lines = _Lines(tile, by_tap=True)
+def _weight_grad(tile: Tile, interleaved: bool, width: int) -> Products:
+    lines = _Lines(tile, interleaved, by_tap=True)
     (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
-    dW = lines.weights(f_block, c, tile.C, tile.F)
+    dW = lines.weights(f_block, c, tile.C, width)
     return Products(C, F, lines.length, lines.x(c), lines.y(f), dW, transposed="a")
 
 

@@ -43,7 +43,7 @@ class Axis(NamedTuple):
         """Return (output, its cell, tap, 1) of each output and tap that meet, by outputs."""
         return sorted(
             (first + i, cell + i * self.stride, tap, 1)
-            for first, cell, tap, outs in self.lines(self.outs)
+            for first, cell, tap, outs in self.lines(max(self.outs, 1))
             for i in range(outs)
         )
 

@@ -54,7 +54,7 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
     if geometry.C // geometry.groups * rows <= FEW:
         return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
-    return ChannelsInner()
+    return ChannelsInner(interleaved=geometry.stride[-1] == 1)
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
