@@ -1,0 +1,72 @@
+"""Forward, Winograd's way: chunk by chunk of tiles, to and fro between two buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.columns import by_group
+from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.plan import workers_for
+from im2col_conv.engine.winograd.plan import WinogradPlan, plan_forward
+from im2col_conv.engine.winograd.stages import row_length, sizes_of, stages_of
+from im2col_conv.engine.winograd.transforms import arrays_for
+from im2col_conv.engine.workers import Scratch, run_tasks
+
+__all__ = ["forward", "plan_forward"]
+
+
+def forward(
+    plan: WinogradPlan,
+    blas: OpenBlas,
+    x: Array,
+    U: Array,
+    b: Array | None,
+    y: Array,
+    workers: int,
+    workspace: int,
+) -> None:
+    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size), plus ``b`` (F,).
+
+    ``U`` are the weights, from :func:`~im2col_conv.engine.winograd.weights.transform` with the
+    groups, the tile and the type of the plan.
+    """
+    G = plan.geometry.groups
+    A_T, _, B_T = arrays_for(plan.tile, plan.dtype)
+    x, y = by_group(x, G), by_group(y, G)
+    bias = np.zeros(y.shape[:2], plan.dtype) if b is None else b.reshape(y.shape[:2])
+
+    def fill(index: int, scratch: Scratch) -> None:
+        place = plan.place(index)
+        g, f, images = place.group, place.filters, place.images
+        (h_in, w_in), (h, w) = place.cells, place.outs
+        source, target = x[g, :, images, h_in, w_in], y[g, f, images, h, w]
+        chunk = plan.chunk(place)
+        stages, sizes = stages_of(chunk), sizes_of(chunk)
+        one, other = (scratch.array(name, (plan.numbers,), plan.dtype) for name in ("one", "other"))
+        move(blas, source, _image(one, source.shape))
+        blas.run(stages.columns, B_T, one, _zeros(other, sizes.columns))
+        blas.run(stages.rows, B_T, other, _zeros(one, sizes.rows))
+        blas.run(stages.multiply, one, U[g, place.part], _zeros(other, sizes.products))
+        blas.run(stages.back_rows, A_T, other, _zeros(one, sizes.back_rows))
+        sums = _image(other, target.shape)
+        sums[...] = bias[g, f].reshape(-1, 1, 1, 1)
+        blas.run(stages.back_columns, A_T, one, other)
+        move(blas, sums, target)
+
+    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+
+
+def _zeros(memory: Array, numbers: int) -> Array:
+    """Return ``memory`` with so many zeros at its start: products add to what they find."""
+    memory[:numbers] = 0
+    return memory
+
+
+def _image(memory: Array, shape: tuple[int, ...]) -> Array:
+    """Return a view [c, n, h, w] of the start of ``memory``, channels innermost."""
+    c, n, h, w = shape
+    row = row_length(c)
+    cells = memory[: n * h * w * row].reshape(n, h, w, row)
+    return cells[..., :c].transpose(3, 0, 1, 2)
