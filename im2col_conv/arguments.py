@@ -15,6 +15,7 @@ __all__ = [
     "axis_pairs",
     "axis_sizes",
     "integer",
+    "is_plain",
     "per_axis",
     "shape_of",
 ]
@@ -28,6 +29,17 @@ Padding: TypeAlias = (
     | Sequence[SupportsIndex]
     | Sequence[Sequence[SupportsIndex]]
 )
+
+
+def is_plain(value: object) -> bool:
+    """Say whether ``value`` is made of nothing but ints, words and tuples.
+
+    Then it may be looked up: values that are equal without being alike, as 1 and True and 1.0 are,
+    cannot be taken for one another.
+    """
+    if type(value) is tuple:
+        return all(map(is_plain, value))
+    return type(value) is int or type(value) is str
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -72,6 +84,8 @@ def axis_sizes(name: str, value: object, ndim: int) -> tuple[int, ...]:
 
 def shape_of(name: str, value: object) -> tuple[int, ...]:
     """Return ``value`` as a tuple of sizes."""
+    if type(value) is tuple and all(type(size) is int and 0 <= size <= LARGEST for size in value):
+        return value
     if not _is_sequence(value):
         raise TypeError(f"{name} must be a shape, a tuple of ints, got {_quote(value)}")
     sizes = list(value)  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -35,6 +36,9 @@ FITTING = "bool, integers but uint64, float16, float32, float64, complex64 or co
 
 def read_array(name: str, value: object) -> Array:
     """Return ``value`` as an array of a type that convolution has an answer for."""
+    if type(value) is np.ndarray:  # as nearly always
+        check_type(name, value.dtype)
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
     try:
@@ -46,6 +50,7 @@ def read_array(name: str, value: object) -> Array:
     return array
 
 
+@lru_cache
 def check_type(name: str, dtype: np.dtype[Any]) -> None:
     """Complain about a type that convolution has no answer for, in any byte order."""
     dtype = dtype.newbyteorder("=")
@@ -57,7 +62,12 @@ def check_type(name: str, dtype: np.dtype[Any]) -> None:
 
 def result_type(*arrays: Array) -> np.dtype[Any]:
     """Return the type of a result of ``arrays``; integers and bools give int64."""
-    common = np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
+    return _result_type(*[array.dtype for array in arrays])
+
+
+@lru_cache
+def _result_type(*types: np.dtype[Any]) -> np.dtype[Any]:
+    common = np.result_type(*types).newbyteorder("=")
     return np.dtype(np.int64) if common.kind in "biu" else common
 
 
@@ -76,12 +86,16 @@ def check_layout(layout: object) -> None:
 
 def channels_first(array: Array, layout: str) -> Array:
     """Return a view in the order (N, C, *spatial) of an array in ``layout``."""
-    return np.moveaxis(array, -1, 1) if layout == "channels_last" and array.ndim > 1 else array
+    if layout == "channels_last" and array.ndim > 1:
+        return array.transpose(0, -1, *range(1, array.ndim - 1))
+    return array
 
 
 def in_layout(array: Array, layout: str) -> Array:
     """Return a view in ``layout`` of an array in the order (N, C, *spatial)."""
-    return np.moveaxis(array, 1, -1) if layout == "channels_last" else array
+    if layout == "channels_last":
+        return array.transpose(0, *range(2, array.ndim), 1)
+    return array
 
 
 def logical_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from im2col_conv.arguments import LARGEST, Padding, PerAxis, axis_pairs, integer, per_axis, shape_of
+from im2col_conv.arguments import (
+    LARGEST,
+    Padding,
+    PerAxis,
+    axis_pairs,
+    integer,
+    is_plain,
+    per_axis,
+    shape_of,
+)
 
 __all__ = ["ConvGeometry", "Gemm", "expect_shape", "geometry_of"]
 
@@ -95,6 +104,14 @@ class ConvGeometry:
                 )
         self._refuse_empty_output()
         self._refuse_what_no_array_holds()
+
+    def __hash__(self) -> int:
+        """Hash the fields once: every call looks up its plan by the geometry."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -201,17 +218,17 @@ class ConvGeometry:
             for padded, reach, stride in zip(self.padded, self.reach, self.stride, strict=True)
         )
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, ...]:
         """(N, C, *size)."""
         return (self.N, self.C, *self.size)
 
-    @property
+    @cached_property
     def w_shape(self) -> tuple[int, ...]:
         """(F, C // groups, *kernel)."""
         return (self.F, self.C // self.groups, *self.kernel)
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         """(N, F, *out)."""
         return (self.N, self.F, *self.out)
@@ -226,7 +243,7 @@ class ConvGeometry:
         """The number of output positions of one image."""
         return math.prod(self.out)
 
-    @property
+    @cached_property
     def cols_shape(self) -> tuple[int, int]:
         """The column matrix: (C * taps, N * positions)."""
         return (self.C * self.taps, self.N * self.positions)
@@ -275,6 +292,21 @@ def geometry_of(
     names: tuple[str, str] = ("x", "w"),
 ) -> ConvGeometry:
     """Return the geometry of two shapes; complaints call them by ``names``."""
+    arguments = (x_shape, w_shape, stride, padding, dilation, groups, names)
+    if is_plain(stride) and is_plain(padding) and is_plain(dilation) and is_plain(groups):
+        return _geometry_of_plain(*arguments)
+    return _geometry_of(*arguments)
+
+
+def _geometry_of(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    names: tuple[str, str],
+) -> ConvGeometry:
     ndim = len(w_shape) - 2
     _expect_axes(x_shape, w_shape, names)
     return _fitted(
@@ -286,6 +318,9 @@ def geometry_of(
         integer("groups", groups, 1),
         names,
     )
+
+
+_geometry_of_plain = lru_cache(maxsize=1024)(_geometry_of)
 
 
 @lru_cache(maxsize=1024)

@@ -9,8 +9,9 @@ never stored: in the gather it is a zero that no cell overwrites, in the scatter
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +20,35 @@ from im2col_conv.arguments import Padding, PerAxis, axis_sizes, shape_of
 from im2col_conv.arrays import Array, computing_type, read_array, result_type, without_warnings
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 
-__all__ = ["Slices", "col2im", "gather", "im2col", "last", "scatter", "tap_slices", "whole"]
+__all__ = [
+    "Ends",
+    "Slices",
+    "col2im",
+    "ends",
+    "gather",
+    "im2col",
+    "last",
+    "scatter",
+    "tap_slices",
+    "whole",
+]
 
 Slices = tuple[slice, ...]
+Index = tuple[Any, ...]
+Ends = tuple[tuple[int, int], ...]
+
+FEW_TAPS = 32  # whose indices are kept from call to call
 
 
-def whole(sizes: Sequence[int]) -> Slices:
+@lru_cache
+def whole(sizes: tuple[int, ...]) -> Slices:
     """Return the box that covers axes of these sizes."""
     return tuple(slice(0, size) for size in sizes)
+
+
+def ends(box: Slices) -> Ends:
+    """Return where ``box`` starts and stops on each axis: it can be looked up, slices cannot."""
+    return tuple([(part.start, part.stop) for part in box])
 
 
 def last(index: Iterable[Any]) -> tuple[Any, ...]:
@@ -75,23 +97,47 @@ def gather(geometry: ConvGeometry, x: Array, cols: Array, box: Slices, cells: Sl
 
     The outer axes, groups and channels, are the same in both.
     """
-    for tap, outputs, inputs in tap_slices(geometry, box, cells):
-        column = _at_tap(cols, geometry, tap)
-        if column.shape[-geometry.ndim :] != tuple(out.stop - out.start for out in outputs):
+    for tap, outputs, inputs, whole_column in _taps(geometry, box, cells):
+        column = cols[tap]
+        if not whole_column:
             column[...] = 0
-        column[last(outputs)] = x[last(inputs)]
+        column[outputs] = x[inputs]
 
 
 def scatter(geometry: ConvGeometry, cols: Array, x: Array, box: Slices, cells: Slices) -> None:
     """Add ``cols`` (..., *kernel, n, *box) to ``x`` (..., n, *cells): each column to its cells."""
+    for tap, outputs, inputs, _ in _taps(geometry, box, cells):
+        met = x[inputs]
+        met += cols[tap][outputs]
+
+
+class _Tap(NamedTuple):
+    """One tap, as indices of columns and cells."""
+
+    of_cols: Index
+    outputs: Index
+    inputs: Index
+    whole: bool  # whether each of the outputs meets a cell
+
+
+def _taps(geometry: ConvGeometry, box: Slices, cells: Slices) -> Iterable[_Tap]:
+    """Return the taps of two boxes; those of whole arrays, where a call is short, are kept."""
+    if geometry.taps <= FEW_TAPS and box == whole(geometry.out) and cells == whole(geometry.size):
+        return _taps_of_all(geometry)
+    return _indices(geometry, box, cells)
+
+
+@lru_cache(maxsize=64)
+def _taps_of_all(geometry: ConvGeometry) -> tuple[_Tap, ...]:
+    return tuple(_indices(geometry, whole(geometry.out), whole(geometry.size)))
+
+
+def _indices(geometry: ConvGeometry, box: Slices, cells: Slices) -> Iterator[_Tap]:
+    lengths = tuple(out.stop - out.start for out in box)
+    beyond = (slice(None),) * (1 + geometry.ndim)
     for tap, outputs, inputs in tap_slices(geometry, box, cells):
-        column = _at_tap(cols, geometry, tap)
-        x[last(inputs)] += column[last(outputs)]
-
-
-def _at_tap(cols: Array, geometry: ConvGeometry, tap: tuple[int, ...]) -> Array:
-    column: Array = cols[last(tap + (slice(None),) * (1 + geometry.ndim))]
-    return column
+        met = tuple(out.stop - out.start for out in outputs)
+        yield _Tap(last(tap + beyond), last(outputs), last(inputs), met == lengths)
 
 
 def im2col(

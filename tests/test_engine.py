@@ -2,8 +2,13 @@
 
 import math
 import os
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import im2col_conv as ic
 from im2col_conv import reference
+from im2col_conv.engine import pool
 from im2col_conv.engine import workers as engine_workers
 from im2col_conv.engine.tiling import Tiling, cut
 
@@ -279,6 +285,24 @@ def test_the_first_of_overlapping_calls_to_end_leaves_the_others_their_one_threa
         assert blas_threads() == before
 
 
+def test_calls_of_any_thread_hold_blas_to_one_thread():
+    """threadpoolctl lets the first thread alone set the number, and ignores others in silence."""
+    inside = []
+
+    def call():
+        engine_workers.run_tasks(lambda *_: inside.append(blas_threads()), 1, 1)
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        for _ in range(2):
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+            call()
+            assert blas_threads() == before
+    assert inside == [[1] * len(before)] * 4
+
+
 def test_many_threads_calling_at_once_agree_and_leave_blas_as_it_was():
     arrays, keywords = random_layer((9, 24, 30, 21), (40, 24, 3, 2), stride=(2, 1))
     wanted = passes(*arrays, **keywords)
@@ -299,6 +323,120 @@ def test_many_threads_calling_at_once_agree_and_leave_blas_as_it_was():
             thread.join()
         assert blas_threads() == before
     assert not wrong
+
+
+def test_helpers_are_used_again_and_are_no_more_than_so_many():
+    for workers in (2, 1000):
+        for _ in range(50):
+            engine_workers.run_tasks(lambda *_: None, 1000, workers)
+    helpers = [each for each in threading.enumerate() if each.name == "im2col_conv"]
+    assert 1 <= len(helpers) <= pool.MOST_HELPERS
+
+
+def test_tasks_that_call_others_do_not_wait_for_helpers_in_use():
+    inner = np.zeros(200, int)
+
+    def task(index, scratch):
+        def count(i, scratch):
+            inner[10 * index + i] += 1
+
+        engine_workers.run_tasks(count, 10, 5)
+
+    engine_workers.run_tasks(task, 20, 1000)
+    assert (inner == 1).all()
+
+
+def test_a_call_does_without_helpers_that_are_not_to_be_had(monkeypatch):
+    monkeypatch.setattr(pool, "_idle", [])
+    monkeypatch.setattr(pool, "_started", 0)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+    engine_workers.run_tasks(lambda index, scratch: done.append(index), 20, 4)
+    assert done == list(range(20))
+
+
+def test_a_call_does_not_wait_for_a_helper_that_has_yet_to_wake():
+    asleep = pool._Helper()  # and never started
+    done = []
+    late = pool.Help(lambda: done.append("late"), asleep)
+    assert late.end() is None
+    assert pool._idle.pop() is asleep
+    on_time = pool.Help(lambda: done.append("on time"), asleep)
+    asleep.given.get().begin()
+    asleep.given.get().begin()
+    assert on_time.end() is None
+    assert done == ["on time"]
+    assert pool._idle.pop() is asleep
+
+
+def test_the_helpers_of_a_call_are_there_for_the_next():
+    all_of_them = threading.Barrier(pool.MOST_HELPERS + 1, timeout=20)
+    for _ in range(20):
+        engine_workers.run_tasks(lambda *_: None, 1000, pool.MOST_HELPERS + 1)
+        engine_workers.run_tasks(lambda *_: all_of_them.wait(), pool.MOST_HELPERS + 1, 1000)
+
+
+def test_helpers_keep_no_array_of_a_call():
+    array = np.zeros(3)
+    gone = weakref.ref(array)
+    both = threading.Barrier(2, timeout=10)
+
+    def task(index, scratch, array=array):
+        both.wait()
+
+    engine_workers.run_tasks(task, 2, 2)
+    del array, task
+    for _ in range(1000):
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None
+
+
+def test_a_call_at_the_exit_of_the_interpreter():
+    """When no new thread may be started any more."""
+    code = """
+        import atexit, numpy as np, im2col_conv as ic
+        ic.set_workers(3)
+        x, w = np.ones((4, 16, 60, 60)), np.ones((16, 16, 3, 3))
+        atexit.register(lambda: print(ic.conv(x, w).sum()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == 4 * 16 * 58 * 58 * 144
+    assert not done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_that_is_forked_during_a_call_finds_blas_as_it_was():
+    inside, forked = threading.Event(), threading.Event()
+
+    def task(index, scratch):
+        inside.set()
+        assert forked.wait(20)
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        call = threading.Thread(target=engine_workers.run_tasks, args=(task, 1, 1))
+        call.start()
+        assert inside.wait(10)
+        child = os.fork()
+        if child == 0:
+            found = [blas_threads()]
+            engine_workers.run_tasks(lambda *_: found.append(blas_threads()), 1, 1)
+            found.append(blas_threads())
+            os._exit(0 if found == [before, [1] * len(before), before] else 1)
+        forked.set()
+        call.join()
+        _, status = os.waitpid(child, 0)
+        assert blas_threads() == before
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

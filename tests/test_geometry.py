@@ -82,6 +82,20 @@ def test_all_ways_to_say_the_same_are_the_same():
     )
 
 
+def test_what_is_equal_to_an_int_seen_before_is_still_no_int():
+    x, w = np.zeros((1, 2, 7, 9)), np.zeros((3, 2, 3, 4))
+    ic.conv(x, w, stride=1, padding=1, dilation=(1, 1), groups=1)
+    ic.conv(x, w, stride=(1, 1), padding=((1, 1), (0, 1)), dilation=1)
+    for name in ("stride", "padding", "dilation", "groups"):
+        for value in (True, 1.0, np.True_, (1, True), (1.0, 1), np.float32(1)):
+            with pytest.raises(TypeError, match=name):
+                ic.conv(x, w, **{name: value})
+    with pytest.raises(TypeError, match=r"padding\[1\]\[1\] must be an int, got True"):
+        ic.conv(x, w, padding=((1, 1), (0, True)))
+    with pytest.raises(TypeError, match=r"x_shape\[0\] must be an int, got True"):
+        ic.conv_input_grad(np.zeros((1, 3, 5, 6)), w, (True, 2, 7, 9))
+
+
 X, W = (1, 6, 9, 8), (4, 3, 2, 5)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, channels_first
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
@@ -58,13 +58,16 @@ class Columns:
         g, c, *rest = shape
         if not self.rows:
             return scratch.array(name, shape, dtype)
-        return np.moveaxis(scratch.array(name, (g, *rest, c), dtype), -1, 1)
+        return channels_first(scratch.array(name, (g, *rest, c), dtype), "channels_last")
 
     def weights(self, w: Array, dtype: np.dtype[Any]) -> Array:
         """Return ``w`` as W (g, Fg, K), in the order of the column matrix."""
         G, C = self.geometry.groups, self.geometry.C // self.geometry.groups
-        grouped = w.reshape(G, -1, C, *self.geometry.kernel)
-        return np.ascontiguousarray(self.packed(grouped), dtype)
+        if self.rows:
+            matrix = self.packed(w.reshape(G, -1, C, *self.geometry.kernel))
+        else:
+            matrix = w.reshape(G, -1, self.window)
+        return np.ascontiguousarray(matrix, dtype)
 
     def packed(self, weights: Array) -> Array:
         """Return ``weights[g, f, c, *tap]`` as a matrix (g, f, K), a view where that can be."""
@@ -89,9 +92,9 @@ def columns_for(geometry: ConvGeometry, layout: str) -> Columns:
 
 def by_group(array: Array, groups: int) -> Array:
     """Return a view [g, c, n, *o] of an array (N, C, *o), its channels cut in groups."""
-    N, C = array.shape[:2]
-    grouped = array.reshape(N, groups, C // groups, *array.shape[2:])
-    return grouped.transpose(1, 2, 0, *range(3, grouped.ndim))
+    N, C, *cells = array.shape
+    grouped = array.reshape(N, groups, C // groups, *cells)
+    return grouped.swapaxes(0, 1).swapaxes(1, 2)
 
 
 def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) -> Array:
@@ -106,8 +109,12 @@ def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) 
 
 def as_matrix(tile: Array) -> Array | None:
     """Return a view (g, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None."""
+    g, f, *positions = tile.shape
+    shape = (g, f, math.prod(positions))
+    if tile.flags.c_contiguous:
+        return tile.reshape(shape)
     try:
-        view = np.reshape(tile, (*tile.shape[:2], math.prod(tile.shape[2:])), copy=False)
+        view = tile.reshape(shape, copy=False)
     except ValueError:
         return None
     (f, L), (f_step, L_step) = view.shape[1:], view.strides[1:]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -13,7 +13,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.columns import Columns, Shape, as_matrix
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices, gather, last, whole
+from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 
 __all__ = ["column_bytes", "gather_tile"]
 
@@ -34,13 +34,11 @@ def gather_tile(
         view = _pointwise(geometry, x, box)
         if view is not None:
             return view
-    lengths = tuple(o.stop - o.start for o in box)
-    cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], (x.shape[2], *lengths))
-    band = _band(geometry, box)
-    cells = math.prod(part.stop - part.start for part in band)
-    if BAND_SHARE * cells <= geometry.taps * math.prod(lengths):
-        padded = _padded(columns, scratch, x, dtype, band)
-        np.copyto(cols, _windows(geometry, padded, lengths))
+    band = _band(geometry, ends(box))
+    positions = (x.shape[2], *band.lengths)
+    cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions)
+    if band.dense:
+        cols[...] = _windows(geometry, _padded(columns, scratch, x, dtype, band), band.lengths)
     else:
         gather(geometry, x, cols, box, whole(geometry.size))
     return matrix
@@ -63,53 +61,81 @@ def _pointwise(geometry: ConvGeometry, x: Array, box: Slices) -> Array | None:
     return as_matrix(x[last(cells)])
 
 
-def _band(geometry: ConvGeometry, box: Slices) -> Slices:
-    """Return the cells from the first to the last that ``box`` sees, padding included."""
-    return tuple(
-        slice(o.start * s - before, (o.stop - 1) * s - before + reach)
-        for o, s, reach, (before, _) in zip(
+class _Band(NamedTuple):
+    """The cells from the first to the last that a box of outputs sees, padding included.
+
+    They are worth storing where they are ``dense``, few beside the box's windows.
+    """
+
+    lengths: Shape  # of the box
+    shape: Shape
+    inside: Slices  # which cells of the input are among them
+    middle: Slices  # where among them these are
+    padded: bool
+    dense: bool
+
+
+@lru_cache(maxsize=64)
+def _band(geometry: ConvGeometry, box: Ends) -> _Band:
+    """Return what the outputs ``box``, (start, stop) on each axis, see: every call asks anew."""
+    lengths = tuple(stop - start for start, stop in box)
+    seen = [
+        (start * s - before, (stop - 1) * s - before + reach)
+        for (start, stop), s, reach, (before, _) in zip(
             box, geometry.stride, geometry.reach, geometry.padding, strict=True
         )
+    ]
+    inside = tuple(
+        slice(min(max(start, 0), size), max(min(stop, size), 0))
+        for (start, stop), size in zip(seen, geometry.size, strict=True)
+    )
+    middle = tuple(
+        slice(cells.start - start, cells.stop - start)
+        for cells, (start, _) in zip(inside, seen, strict=True)
+    )
+    shape = tuple(stop - start for start, stop in seen)
+    return _Band(
+        lengths=lengths,
+        shape=shape,
+        inside=inside,
+        middle=middle,
+        padded=middle != whole(shape),
+        dense=BAND_SHARE * math.prod(shape) <= geometry.taps * math.prod(lengths),
     )
 
 
 def _padded(
-    columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: Slices
+    columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: _Band
 ) -> Array:
     """Return ``x[g, c, n, *band]`` in ``dtype``, zero where that is padding."""
-    inside = tuple(
-        slice(min(max(part.start, 0), size), max(min(part.stop, size), 0))
-        for part, size in zip(band, columns.geometry.size, strict=True)
-    )
-    if inside == band and x.dtype == dtype:
-        view: Array = x[last(inside)]
-        return view
-    lengths = tuple(part.stop - part.start for part in band)
-    padded = columns.like_image(scratch, "band", (*x.shape[:3], *lengths), dtype)
-    if inside != band:
+    cells: Array = x[last(band.inside)]
+    if not band.padded and x.dtype == dtype:
+        return cells
+    padded = columns.like_image(scratch, "band", (*x.shape[:3], *band.shape), dtype)
+    if band.padded:
         padded[...] = 0
-    middle = (
-        slice(cells.start - part.start, cells.stop - part.start)
-        for cells, part in zip(inside, band, strict=True)
-    )
-    padded[last(middle)] = x[last(inside)]
+    padded[last(band.middle)] = cells
     return padded
 
 
 def _windows(geometry: ConvGeometry, band: Array, lengths: Shape) -> Array:
-    """Return the read-only view ``cols[g, c, *tap, n, *o]`` of ``band[g, c, n, *cells]``."""
-    g, c, n, *steps = band.strides
+    """Return the view ``cols[g, c, *tap, n, *o]`` of ``band[g, c, n, *cells]``."""
+    (G, C, N), (g, c, n, *steps) = band.shape[:3], band.strides
     taps = _strides(steps, geometry.dilation, geometry.kernel)
     outs = _strides(steps, geometry.stride, lengths)
-    shape = (*band.shape[:2], *geometry.kernel, band.shape[2], *lengths)
-    windows: Array = as_strided(band, shape, (g, c, *taps, n, *outs), writeable=False)
+    shape, strides = (G, C, *geometry.kernel, N, *lengths), (g, c, *taps, n, *outs)
+    if band.flags.c_contiguous:  # NumPy checks that the view stays inside, and is the faster for it
+        return np.ndarray(shape, band.dtype, band, strides=strides)
+    windows: Array = as_strided(band, shape, strides, writeable=False)
     return windows
 
 
-def _strides(steps: Sequence[int], apart: Shape, lengths: Shape) -> Iterator[int]:
-    """Yield the strides of axes whose entries are so many cells ``apart``.
+def _strides(steps: list[int], apart: Shape, lengths: Shape) -> list[int]:
+    """Return the strides of axes whose entries are so many cells ``apart``.
 
     One entry is apart from none, and its stride or dilation may be larger than any array.
     """
-    for step, cells, length in zip(steps, apart, lengths, strict=True):
-        yield step * cells if length > 1 else 0
+    return [
+        step * cells if length > 1 else 0
+        for step, cells, length in zip(steps, apart, lengths, strict=True)
+    ]

@@ -23,7 +23,7 @@ from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices, scatter
+from im2col_conv.lowering import Ends, Slices, ends, scatter
 
 __all__ = ["InputGradPlan", "input_grad", "plan_input_grad"]
 
@@ -164,20 +164,26 @@ def input_grad(
 
 def _tiles(plan: InputGradPlan, cells: Slices) -> Iterator[Slices]:
     """Yield the tiles of output positions whose windows may hold one of ``cells``."""
-    geometry = plan.columns.geometry
-    touched = [
-        slice(
-            max(-((reach - 1 - before - inside.start) // stride), 0),
-            min((inside.stop - 1 + before) // stride + 1, out),
-        )
-        for inside, reach, stride, (before, _), out in zip(
-            cells, geometry.reach, geometry.stride, geometry.padding, geometry.out, strict=True
-        )
-    ]
-    extent = tuple(max(axis.stop - axis.start, 0) for axis in touched)
-    tiling = Tiling(extent, plan.tiling.step[2:])
+    starts, tiling = _touched(plan.columns.geometry, ends(cells), plan.tiling.step[2:])
     for index in range(tiling.boxes):
         yield tuple(
-            slice(axis.start + tile.start, axis.start + tile.stop)
-            for axis, tile in zip(touched, tiling[index], strict=True)
+            [
+                slice(start + tile.start, start + tile.stop)
+                for start, tile in zip(starts, tiling[index], strict=True)
+            ]
         )
+
+
+@lru_cache(maxsize=64)
+def _touched(
+    geometry: ConvGeometry, cells: Ends, step: tuple[int, ...]
+) -> tuple[list[int], Tiling]:
+    """Return where the outputs start whose windows may hold one of ``cells``, and their tiles."""
+    starts, extent = [], []
+    for (first, stop), reach, stride, (before, _), out in zip(
+        cells, geometry.reach, geometry.stride, geometry.padding, geometry.out, strict=True
+    ):
+        start = max(-((reach - 1 - before - first) // stride), 0)
+        starts.append(start)
+        extent.append(max(min((stop - 1 + before) // stride + 1, out) - start, 0))
+    return starts, Tiling(tuple(extent), step)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Slices
+from im2col_conv.lowering import Slices, whole
 
 __all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small", "shared_positions"]
 
@@ -33,30 +34,39 @@ class Tiling:
     extent: tuple[int, ...]
     step: tuple[int, ...]
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Cells of a whole box."""
         return math.prod(self.step)
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """Boxes along each axis."""
         return tuple(-(-size // step) for size, step in zip(self.extent, self.step, strict=True))
 
-    @property
+    @cached_property
     def boxes(self) -> int:
         """How many boxes there are."""
         return math.prod(self.counts)
 
     def __getitem__(self, index: int) -> Slices:
         """Return box number ``index``, counted in C order."""
+        if self.boxes == 1:
+            return self._whole
         box = []
-        for size, step, boxes in zip(
-            reversed(self.extent), reversed(self.step), reversed(self.counts), strict=True
-        ):
+        for size, step, boxes in self._inner_first:
             index, at = divmod(index, boxes)
             box.append(slice(at * step, min((at + 1) * step, size)))
-        return tuple(reversed(box))
+        box.reverse()
+        return tuple(box)
+
+    @cached_property
+    def _whole(self) -> Slices:
+        return whole(self.extent)
+
+    @cached_property
+    def _inner_first(self) -> list[tuple[int, int, int]]:
+        return list(zip(self.extent, self.step, self.counts, strict=True))[::-1]
 
 
 def cut(extent: tuple[int, ...], cells: int) -> Tiling:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
 from itertools import count
 from typing import Any
 
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine import blas
+from im2col_conv.engine import blas, pool
 
 __all__ = ["Scratch", "run_tasks"]
 
@@ -43,13 +40,16 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
     Products run on one BLAS thread. The first error of a task is raised here, when no task runs any
     more.
     """
-    with blas.one_thread():
+    blas.hold()
+    try:
         if min(workers, tasks) > 1:
             _share(task, tasks, min(workers, tasks))
         else:
             scratch = Scratch()
             for index in range(tasks):
                 task(index, scratch)
+    finally:
+        blas.let_go()
 
 
 def _share(task: Task, tasks: int, workers: int) -> None:
@@ -66,36 +66,11 @@ def _share(task: Task, tasks: int, workers: int) -> None:
                 failed.set()
                 raise
 
-    helpers = [_submit(copy_context().run, work) for _ in range(workers - 1)]
+    helpers = [each for _ in range(workers - 1) if (each := pool.ask(work)) is not None]
     try:
         work()
     finally:
-        # A helper that has not begun has nothing left to do: other calls may keep the pool busy.
-        errors = [helper.exception() for helper in helpers if not helper.cancel()]
+        errors = [each.end() for each in helpers]
     for error in errors:
         if error is not None:
             raise error
-
-
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
-_POOL_THREADS = max(os.cpu_count() or 1, 4)
-
-
-def _submit(run: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> Future[None]:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="im2col_conv")
-        return _pool.submit(run, work)
-
-
-def _forget_pool() -> None:
-    """Start anew in a forked child, where the parent's threads do not exist."""
-    global _pool, _pool_lock
-    _pool = None
-    _pool_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)

@@ -1,0 +1,111 @@
+"""Threads that wait for work, so that handing some to one of them costs a few microseconds.
+
+A helper that is idle stands in a list and waits at a queue of its own. Whoever wants help takes one
+off the list and gives it work; where none is idle and there are enough of them, he does without.
+So no call waits for a helper that another one has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+
+__all__ = ["Help", "ask"]
+
+MOST_HELPERS = max(os.cpu_count() or 1, 4)
+
+_idle: list[_Helper] = []
+_started = 0
+_starting = threading.Lock()
+
+
+class Help:
+    """Work that was handed to a helper: it begins soon, unless it is ended before that.
+
+    A helper is idle again as soon as its work is over or was ended: also where it has yet to wake,
+    and will find that there is nothing to do.
+    """
+
+    def __init__(self, work: Callable[[], None], helper: _Helper) -> None:
+        self._work = [work]  # who takes it out, the helper or the end, decides whether it is done
+        self._helper = helper
+        self._context = copy_context()  # NumPy keeps there what it warns of
+        self._error: BaseException | None = None
+        self._over = threading.Lock()
+        self._over.acquire()
+        helper.given.put(self)
+
+    def begin(self) -> None:
+        """Do the work, in the helper's thread."""
+        try:
+            work = self._work.pop()
+        except IndexError:
+            return
+        try:
+            self._context.run(work)
+        except BaseException as error:  # which is the asker's to raise
+            self._error = error
+        _idle.append(self._helper)
+        self._over.release()
+
+    def end(self) -> BaseException | None:
+        """Wait for the work, or see that it does not begin any more; return what it raised."""
+        try:
+            self._work.pop()
+        except IndexError:
+            self._over.acquire()
+        else:
+            _idle.append(self._helper)
+        return self._error
+
+
+def ask(work: Callable[[], None]) -> Help | None:
+    """Have ``work`` done by a helper, if one is to be had."""
+    try:
+        helper = _idle.pop()
+    except IndexError:
+        new = _new_helper()
+        if new is None:
+            return None
+        helper = new
+    return Help(work, helper)
+
+
+class _Helper(threading.Thread):
+    """A thread that does what it is given, again and again, and keeps no process alive."""
+
+    def __init__(self) -> None:
+        super().__init__(name="im2col_conv", daemon=True)
+        self.given: SimpleQueue[Help] = SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            self.given.get().begin()
+
+
+def _new_helper() -> _Helper | None:
+    global _started
+    with _starting:
+        if _started == MOST_HELPERS:
+            return None
+        helper = _Helper()
+        try:
+            helper.start()
+        except RuntimeError:  # no thread is to be had, or the interpreter is about to exit
+            return None
+        _started += 1
+        return helper
+
+
+def _start_anew() -> None:
+    """Forget, in a forked child, the parent's threads, which do not exist there."""
+    global _started, _starting
+    _idle.clear()
+    _started, _starting = 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
