@@ -5,8 +5,9 @@ The way of the data, each step a module::
     arguments, arrays   what is given, read and checked
     geometry            every size: ConvGeometry, and transposed for conv_transpose
     lowering            im2col, a gather, and col2im, its exact adjoint
+    prepared            weights that keep what an algorithm makes of them
     engine              the three passes, tile by tile: y = W @ cols, dw = dout @ cols.T,
-                        dx = col2im(W.T @ dout)
+                        dx = col2im(W.T @ dout); as columns, implicitly, or Winograd's way
     functional, note    the functions that people call
     reference           nested loops and flip-and-pad: slow, plain, independent of all above
 """
@@ -26,10 +27,12 @@ from im2col_conv.functional import (
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import col2im, im2col
 from im2col_conv.note import conv_backward, conv_forward
+from im2col_conv.prepared import PreparedWeights, prepare
 
 __all__ = [
     "ConvGeometry",
     "ConvGrads",
+    "PreparedWeights",
     "col2im",
     "conv",
     "conv_backward",
@@ -42,6 +45,7 @@ __all__ = [
     "get_workers",
     "get_workspace",
     "im2col",
+    "prepare",
     "reference",
     "set_workers",
     "set_workspace",

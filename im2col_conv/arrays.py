@@ -11,6 +11,7 @@ import numpy.typing as npt
 __all__ = [
     "Array",
     "Layout",
+    "by_group",
     "channels_first",
     "check_layout",
     "check_out",
@@ -113,6 +114,13 @@ def layout_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 def new_result(shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> Array:
     """Return an unfilled array of the shape (N, C, *spatial), contiguous in ``layout``."""
     return channels_first(np.empty(layout_shape(shape, layout), dtype), layout)
+
+
+def by_group(array: Array, groups: int) -> Array:
+    """Return a view [g, c, n, *o] of an array (N, C, *o), its channels cut in groups."""
+    N, C, *cells = array.shape
+    grouped = array.reshape(N, groups, C // groups, *cells)
+    return grouped.swapaxes(0, 1).swapaxes(1, 2)
 
 
 def check_out(

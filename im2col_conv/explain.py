@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from im2col_conv.arguments import Padding, PerAxis
 from im2col_conv.arrays import check_type, result_type
-from im2col_conv.engine.forward import plan_forward
-from im2col_conv.engine.input_grad import plan_input_grad
+from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
 from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
 from im2col_conv.engine.settings import get_workers, get_workspace
-from im2col_conv.engine.weight_grad import plan_weight_grad
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["Explanation", "Pass", "explain"]
@@ -30,6 +28,8 @@ class Pass:
     name : str
     product : str
         The matrix product of one group, with shapes.
+    algorithm : str
+        How it is run.
     tiles : int
         Tiles that the product is made in.
     tile : tuple of int
@@ -42,6 +42,7 @@ class Pass:
 
     name: str
     product: str
+    algorithm: str
     tiles: int
     tile: tuple[int, ...]
     workers: int
@@ -88,6 +89,7 @@ class Explanation:
                 "",
                 f"{each.name}",
                 f"  product         {each.product}",
+                f"  algorithm       {each.algorithm}",
                 f"  tiles           {each.tiles} of {images} x {groups} x {tuple(positions)} "
                 "(images, groups, positions)",
                 f"  workers         {each.workers}",
@@ -171,31 +173,26 @@ def explain(
 def _passes(geometry: ConvGeometry, given: np.dtype[Any]) -> tuple[Pass, ...]:
     M, N, K = geometry.gemm
     result, workspace, layout = result_type(np.empty(0, given)), get_workspace(), "channels_first"
-    forward = plan_forward(geometry, layout, given, result, workspace)
-    weight_grad = plan_weight_grad(geometry, layout, given, given, result, workspace)
-    input_grad = plan_input_grad(geometry, layout, given, result, workspace)
-    groups, images, *positions = input_grad.tiling.step
+    forward = forward_plan("auto", geometry, layout, given, result, workspace)
+    weight_grad = weight_grad_plan("auto", geometry, layout, given, given, result, workspace)
+    input_grad = input_grad_plan("auto", geometry, layout, given, result, workspace)
     return (
         _pass("forward", f"y ({M}, {N}) = W ({M}, {K}) @ cols ({K}, {N})", forward),
         _pass(
             "weight gradient", f"dw ({M}, {K}) = dout ({M}, {N}) @ cols.T ({N}, {K})", weight_grad
         ),
-        _pass(
-            "input gradient",
-            f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))",
-            input_grad,
-            (images, groups, *positions),
-        ),
+        _pass("input gradient", f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))", input_grad),
     )
 
 
-def _pass(name: str, product: str, plan: Plan, tile: tuple[int, ...] | None = None) -> Pass:
+def _pass(name: str, product: str, plan: Plan) -> Pass:
     workers, workspace = get_workers(), get_workspace()
     return Pass(
         name=name,
         product=product,
+        algorithm=plan.algorithm,
         tiles=plan.tiling.boxes,
-        tile=plan.tiling.step if tile is None else tile,
+        tile=plan.tile_shape,
         workers=workers_for(plan, workers, workspace),
         scratch=scratch_bytes(plan, workers, workspace),
     )

@@ -23,12 +23,19 @@ from im2col_conv.arrays import (
     result_type,
     without_warnings,
 )
-from im2col_conv.engine.forward import forward, plan_forward
-from im2col_conv.engine.input_grad import input_grad, plan_input_grad
+from im2col_conv.engine.choice import (
+    ALGORITHMS,
+    forward_plan,
+    input_grad_plan,
+    run_forward,
+    run_input_grad,
+    run_weight_grad,
+    weight_grad_plan,
+)
 from im2col_conv.engine.settings import get_workers, get_workspace
-from im2col_conv.engine.weight_grad import plan_weight_grad, weight_grad
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 from im2col_conv.lowering import last
+from im2col_conv.prepared import PlainWeights, PreparedWeights, Weights, read_weights
 from im2col_conv.transposed import transposed_geometry
 
 __all__ = [
@@ -39,6 +46,8 @@ __all__ = [
     "conv_transpose",
     "conv_weight_grad",
 ]
+
+_WORDS = ", ".join(f'"{word}"' for word in ALGORITHMS)
 
 
 class ConvGrads(NamedTuple):
@@ -52,7 +61,7 @@ class ConvGrads(NamedTuple):
 @without_warnings
 def conv(
     x: npt.ArrayLike,
-    w: npt.ArrayLike,
+    w: npt.ArrayLike | PreparedWeights,
     b: npt.ArrayLike | None = None,
     *,
     stride: PerAxis = 1,
@@ -122,8 +131,8 @@ def conv(
              [14., 16., 14.]]]])
     """
     _check_words(layout, algorithm)
-    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
-    b = None if b is None else read_array("b", b)
+    x, weights = channels_first(read_array("x", x), layout), read_weights("w", w)
+    b, w = None if b is None else read_array("b", b), weights.array
     geometry = geometry_of(
         x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
     )
@@ -131,15 +140,14 @@ def conv(
     if b is not None:
         expect_shape("b", b.shape, (geometry.F,), "one number for each filter")
         arrays["b"] = b
-    dtype = result_type(*arrays.values())
+    dtype, workspace = result_type(*arrays.values()), get_workspace()
+    plan = forward_plan(algorithm, geometry, layout, x.dtype, dtype, workspace)
     if out is None:
         y = new_result(geometry.y_shape, dtype, layout)
     else:
         out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, arrays)
         y = channels_first(np.asarray(out), layout)
-    workers, workspace = get_workers(), get_workspace()
-    plan = plan_forward(geometry, layout, x.dtype, dtype, workspace)
-    forward(plan, x, w, b, y, workers, workspace)
+    run_forward(plan, x, weights, b, y, get_workers(), workspace)
     return in_layout(y, layout) if out is None else out
 
 
@@ -147,7 +155,7 @@ def conv(
 def conv_grads(
     dout: npt.ArrayLike,
     x: npt.ArrayLike,
-    w: npt.ArrayLike,
+    w: npt.ArrayLike | PreparedWeights,
     *,
     stride: PerAxis = 1,
     padding: Padding = 0,
@@ -204,23 +212,26 @@ def conv_grads(
     _check_words(layout, algorithm)
     needs = _check_needs(needs)
     dout = channels_first(read_array("dout", dout), layout)
-    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
+    x, weights = channels_first(read_array("x", x), layout), read_weights("w", w)
+    w = weights.array
     geometry = geometry_of(
         x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
     )
     _expect_dout(dout, geometry, layout)
     dtype = result_type(dout, x, w)
-    dx = _input_grad(geometry, dout, w, dtype, layout) if "x" in needs else None
+    dx = None
+    if "x" in needs:
+        dx = _input_grad(geometry, dout, weights, dtype, layout, algorithm)
     dw = np.empty(geometry.w_shape, dtype) if "w" in needs else None
     db = np.empty(geometry.F, dtype) if "b" in needs else None
-    _weight_grad(geometry, dout, x, dw, db, dtype, layout)
+    _weight_grad(geometry, dout, x, dw, db, dtype, layout, algorithm)
     return ConvGrads(dx, dw, db)
 
 
 @without_warnings
 def conv_input_grad(
     dout: npt.ArrayLike,
-    w: npt.ArrayLike,
+    w: npt.ArrayLike | PreparedWeights,
     x_shape: Sequence[SupportsIndex],
     *,
     stride: PerAxis = 1,
@@ -265,13 +276,14 @@ def conv_input_grad(
     array([[[  1,   0,   9,   0, -10,   0]]])
     """
     _check_words(layout, algorithm)
-    dout, w = channels_first(read_array("dout", dout), layout), read_array("w", w)
+    dout, weights = channels_first(read_array("dout", dout), layout), read_weights("w", w)
+    w = weights.array
     shape = logical_shape(shape_of("x_shape", x_shape), layout)
     geometry = geometry_of(
         shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x_shape", layout), "w")
     )
     _expect_dout(dout, geometry, layout)
-    return _input_grad(geometry, dout, w, result_type(dout, w), layout)
+    return _input_grad(geometry, dout, weights, result_type(dout, w), layout, algorithm)
 
 
 @without_warnings
@@ -331,14 +343,14 @@ def conv_weight_grad(
     _expect_dout(dout, geometry, layout)
     dtype = result_type(dout, x)
     dw = np.empty(geometry.w_shape, dtype)
-    _weight_grad(geometry, dout, x, dw, None, dtype, layout)
+    _weight_grad(geometry, dout, x, dw, None, dtype, layout, algorithm)
     return dw
 
 
 @without_warnings
 def conv_transpose(
     x: npt.ArrayLike,
-    w: npt.ArrayLike,
+    w: npt.ArrayLike | PreparedWeights,
     b: npt.ArrayLike | None = None,
     *,
     stride: PerAxis = 1,
@@ -399,8 +411,8 @@ def conv_transpose(
     array([[[ 2, 13, 20, 30]]])
     """
     check_layout(layout)
-    x, w = channels_first(read_array("x", x), layout), read_array("w", w)
-    b = None if b is None else read_array("b", b)
+    x, weights = channels_first(read_array("x", x), layout), read_weights("w", w)
+    b, w = None if b is None else read_array("b", b), weights.array
     sizes = transposed_geometry(
         x.shape,
         w.shape,
@@ -422,24 +434,37 @@ def conv_transpose(
         y[...] = 0 if b is None else b.reshape(-1, *(1,) * len(sizes.out))
     if sizes.adjoint_of is not None:
         reached = y[last(slice(cells) for cells in sizes.reached)]
-        _scatter(sizes.adjoint_of, x, w, b, reached, layout)
+        _scatter(sizes.adjoint_of, x, weights, b, reached, layout, "auto")
     return in_layout(y, layout)
 
 
 def _input_grad(
-    geometry: ConvGeometry, dout: Array, w: Array, dtype: np.dtype[np.generic], layout: Layout
+    geometry: ConvGeometry,
+    dout: Array,
+    weights: Weights,
+    dtype: np.dtype[np.generic],
+    layout: Layout,
+    algorithm: str,
 ) -> Array:
     dx = new_result(geometry.x_shape, dtype, layout)
-    _scatter(geometry, dout, w.conj() if w.dtype.kind == "c" else w, None, dx, layout)
+    if weights.array.dtype.kind == "c":
+        weights = PlainWeights(weights.array.conj())
+    _scatter(geometry, dout, weights, None, dx, layout, algorithm)
     return in_layout(dx, layout)
 
 
 def _scatter(
-    geometry: ConvGeometry, dout: Array, w: Array, b: Array | None, dx: Array, layout: Layout
+    geometry: ConvGeometry,
+    dout: Array,
+    weights: Weights,
+    b: Array | None,
+    dx: Array,
+    layout: Layout,
+    algorithm: str,
 ) -> None:
     workers, workspace = get_workers(), get_workspace()
-    plan = plan_input_grad(geometry, layout, dout.dtype, dx.dtype, workspace)
-    input_grad(plan, dout, w, b, dx, workers, workspace)
+    plan = input_grad_plan(algorithm, geometry, layout, dout.dtype, dx.dtype, workspace)
+    run_input_grad(plan, dout, weights, b, dx, workers, workspace)
 
 
 def _weight_grad(
@@ -450,20 +475,21 @@ def _weight_grad(
     db: Array | None,
     dtype: np.dtype[np.generic],
     layout: Layout,
+    algorithm: str,
 ) -> None:
     if dw is None and db is None:
         return
     workers, workspace = get_workers(), get_workspace()
-    plan = plan_weight_grad(geometry, layout, x.dtype, dout.dtype, dtype, workspace)
-    weight_grad(plan, dout, x, dw, db, workers, workspace)
+    plan = weight_grad_plan(algorithm, geometry, layout, x.dtype, dout.dtype, dtype, workspace)
+    run_weight_grad(plan, dout, x, dw, db, workers, workspace)
 
 
 def _check_words(layout: object, algorithm: object) -> None:
     check_layout(layout)
     if not isinstance(algorithm, str):
-        raise TypeError(f'algorithm must be "auto" or "im2col", got {algorithm!r}')
-    if algorithm not in ("auto", "im2col"):
-        raise ValueError(f'algorithm must be "auto" or "im2col", got {algorithm!r}')
+        raise TypeError(f"algorithm must be one of {_WORDS}, got {algorithm!r}")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {_WORDS}, got {algorithm!r}")
 
 
 def _check_needs(needs: object) -> Collection[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from im2col_conv.arrays import Array, read_array
 
-__all__ = ["PreparedWeights", "prepare"]
+__all__ = ["PlainWeights", "PreparedWeights", "Weights", "prepare", "read_weights"]
 
 
 class PreparedWeights:
@@ -83,6 +83,24 @@ class PreparedWeights:
         kept = sum(form.nbytes for form in self._forms.values()) / 2**20
         forms = f"{len(self._forms)} form{'s' * (len(self._forms) != 1)}"
         return f"<PreparedWeights {self.shape} {self.dtype}, {forms} in {kept:.1f} MiB>"
+
+
+class PlainWeights(NamedTuple):
+    """Weights that are used once: forms of them are made and not kept."""
+
+    array: Array
+
+    def form(self, key: Hashable, make: Callable[[Array], Array]) -> Array:
+        """Return ``make(array)``."""
+        return make(self.array)
+
+
+Weights: TypeAlias = PreparedWeights | PlainWeights
+
+
+def read_weights(name: str, value: object) -> Weights:
+    """Return prepared weights as they are, and anything else as an array of a fitting type."""
+    return value if isinstance(value, PreparedWeights) else PlainWeights(read_array(name, value))
 
 
 def prepare(w: npt.ArrayLike) -> PreparedWeights:

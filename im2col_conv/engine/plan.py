@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from im2col_conv.engine.tiling import Tiling, is_small
 
@@ -25,11 +26,18 @@ class Plan:
         Floating-point operations of the pass.
     """
 
+    algorithm: ClassVar[str] = "im2col"
+
     tiling: Tiling
     tasks: int
     worker_bytes: int
     shared_bytes: int
     flops: int
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """A whole tile: (images, groups, *positions)."""
+        return self.tiling.step
 
 
 def workers_for(plan: Plan, workers: int, workspace: int) -> int:

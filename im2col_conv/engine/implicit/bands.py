@@ -74,9 +74,7 @@ class Bands:
             memory[phase, ..., : part.shape[-1]] = part
         return memory
 
-    def start(
-        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
-    ) -> Array:
+    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
         memory = _planes(image, stride, values.dtype)
         if memory is None:
             memory = scratch.array(name, _order(image.shape, stride), values.dtype)
@@ -117,7 +115,9 @@ class Bands:
         blas.run(_forward(tile, self._depth(tile.axes[-2].kernel), _is_finite(x)), W, x, y)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout)), W, dout, dx)
+        blas.run(
+            _input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout)), W, dout, dx
+        )
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         blas.run(_weight_grad(tile, self._depth(tile.axes[-2].kernel)), dout, x, dw)
@@ -129,7 +129,9 @@ class Bands:
     def _diagonals(self, kernel: int) -> tuple[Array, Array]:
         """Return where in a band each tap stands: (taps, rows) of row and column."""
         rows = np.arange(ROWS)
-        return np.broadcast_arrays(rows, rows * self.stride + np.arange(kernel)[:, None] * self.dilation)
+        return np.broadcast_arrays(
+            rows, rows * self.stride + np.arange(kernel)[:, None] * self.dilation
+        )
 
 
 def _order(shape: Shape, stride: int) -> Shape:
@@ -216,9 +218,7 @@ def _forward(tile: Tile, depth: int, bands: bool) -> Products:
 def _input_grad(tile: Tile, depth: int, bands: bool) -> Products:
     rows = _Rows(tile, depth, bands=bands)
     # dx rows (K, L) += B.T (K, R) @ dout rows (R, L)
-    return Products(
-        rows.depth, rows.length, rows.rows, rows.band, rows.y, rows.x, transposed="a"
-    )
+    return Products(rows.depth, rows.length, rows.rows, rows.band, rows.y, rows.x, transposed="a")
 
 
 @lru_cache(maxsize=KEPT)

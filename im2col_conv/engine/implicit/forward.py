@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import by_group
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -21,6 +20,7 @@ from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
+from im2col_conv.prepared import Weights
 
 __all__ = ["forward", "plan_forward"]
 
@@ -52,7 +52,7 @@ def forward(
     plan: ImplicitPlan,
     blas: OpenBlas,
     x: Array,
-    w: Array,
+    weights: Weights,
     b: Array | None,
     y: Array,
     workers: int,
@@ -62,7 +62,11 @@ def forward(
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, C, F = channels_in_groups(geometry, arrangement)
     x, y = by_group(x, G), by_group(y, G)
-    W = arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+
+    def arranged(w: Array) -> Array:
+        return arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+
+    W = weights.form(("forward", arrangement, G, plan.dtype), arranged)
     bias = np.zeros((G, F), plan.dtype) if b is None else b.reshape(G, F).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:

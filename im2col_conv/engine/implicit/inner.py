@@ -57,15 +57,19 @@ class ChannelsInner:
         return int(np.prod(positions)) * (c + SPARE)
 
     def load(
-        self, blas: OpenBlas, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        stride: int,
+        dtype: np.dtype[Any],
     ) -> Array:
         memory, view = self._memory(scratch, name, image.shape, dtype)
         move(blas, image, view)
         return memory
 
-    def start(
-        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
-    ) -> Array:
+    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
         memory, _ = self._memory(scratch, name, image.shape, values.dtype)
         memory[..., : len(values)] = values
         return memory

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import by_group
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.boxes import most_outputs, outputs_touching
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -25,6 +24,7 @@ from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
+from im2col_conv.prepared import Weights
 
 __all__ = ["input_grad", "plan_input_grad"]
 
@@ -56,7 +56,7 @@ def input_grad(
     plan: ImplicitPlan,
     blas: OpenBlas,
     dout: Array,
-    w: Array,
+    weights: Weights,
     b: Array | None,
     dx: Array,
     workers: int,
@@ -66,7 +66,11 @@ def input_grad(
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, C, F = channels_in_groups(geometry, arrangement)
     dx, dout = by_group(dx, G), by_group(dout, G)
-    W = arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+
+    def arranged(w: Array) -> Array:
+        return arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+
+    W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged)
     bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:

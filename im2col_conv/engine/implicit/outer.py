@@ -46,10 +46,18 @@ class ChannelsOuter:
 
     def numbers(self, shape: Shape, stride: int) -> int:
         c, n, *cells = shape
-        return int(np.prod(self._order(shape, stride))) + self.interleaved * c * n * int(np.prod(cells))
+        return int(np.prod(self._order(shape, stride))) + self.interleaved * c * n * int(
+            np.prod(cells)
+        )
 
     def load(
-        self, blas: OpenBlas, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        stride: int,
+        dtype: np.dtype[Any],
     ) -> Array:
         memory = scratch.array(name, self._order(image.shape, stride), dtype)
         if self.interleaved:
@@ -59,14 +67,14 @@ class ChannelsOuter:
             self._view(memory[phase], part.shape)[...] = part
         return memory
 
-    def start(
-        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
-    ) -> Array:
+    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
         memory = scratch.array(name, self._order(image.shape, stride), values.dtype)
         memory[...] = values[:, None]
         return memory
 
-    def store(self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int) -> None:
+    def store(
+        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+    ) -> None:
         target = image
         if self.interleaved:
             c, n, *cells = image.shape
@@ -151,7 +159,9 @@ class _Lines:
     def y(self, f: Array) -> Operand:
         """Return the outputs of each pair: a row for each filter from ``f``."""
         row = self._tile.axes[-1].outs * self._together + SPARE
-        return Operand((self._pairs.out * self._tile.F + f) * row + self._pairs.at * self._together, row)
+        return Operand(
+            (self._pairs.out * self._tile.F + f) * row + self._pairs.at * self._together, row
+        )
 
     def weights(self, f: Array) -> Operand:
         """Return each pair's matrix in weights (last taps, F, other taps, C)."""

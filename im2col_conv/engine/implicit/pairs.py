@@ -104,7 +104,9 @@ def pairs_of(axes: Sequence[Axis], longest: int, *, windows: bool = False) -> Pa
     taps = np.ones(1, np.int64)
     for axis in outer:
         merged = windows and axis is outer[-1]
-        o, i, t, taps = np.array(axis.windows() if merged else axis.singles(), np.int64).reshape(-1, 4).T
+        o, i, t, taps = (
+            np.array(axis.windows() if merged else axis.singles(), np.int64).reshape(-1, 4).T
+        )
         out = np.add.outer(out * axis.outs, o).ravel()
         cell = np.add.outer(cell * axis.cells, i).ravel()
         tap = np.add.outer(tap * axis.kernel, t).ravel()

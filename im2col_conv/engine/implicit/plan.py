@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,14 @@ from im2col_conv.engine.tiling import SHARES, Tiling, cut
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["ImplicitPlan", "arrangement_for", "channels_in_groups", "channels_of", "shares_of", "tiles_of"]
+__all__ = [
+    "ImplicitPlan",
+    "arrangement_for",
+    "channels_in_groups",
+    "channels_of",
+    "shares_of",
+    "tiles_of",
+]
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**20
@@ -33,9 +40,16 @@ SHORT_LINE = 30
 class ImplicitPlan(Plan):
     """Tiles over (groups, chunks of channels, N, *axes), of one geometry and type."""
 
+    algorithm: ClassVar[str] = "implicit"
+
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     arrangement: Arrangement
+
+    @property
+    def tile_shape(self) -> Shape:
+        _, _, images, *positions = self.tiling.step
+        return (images, 1, *positions)
 
     @property
     def stride(self) -> int:

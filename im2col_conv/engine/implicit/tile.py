@@ -72,9 +72,7 @@ class Arrangement(Protocol):
     ) -> Array:
         """Return memory with the numbers of ``image``, which may be the image itself."""
 
-    def start(
-        self, scratch: Scratch, name: str, image: Array, stride: int, values: Array
-    ) -> Array:
+    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
         """Return memory for ``image`` in which every cell of channel c has ``values[c]``.
 
         It may be the image itself.

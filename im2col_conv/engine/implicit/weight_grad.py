@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import by_group
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -23,6 +22,7 @@ from im2col_conv.engine.implicit.plan import (
     shares_of,
     tiles_of,
 )
+from im2col_conv.engine.implicit.tile import Shape
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling
@@ -39,6 +39,11 @@ class WeightGradPlan(ImplicitPlan):
     sums: int
     chunks: Tiling
 
+    @property
+    def tile_shape(self) -> Shape:
+        images, *positions = self.tiling.step
+        return (images, 1, *positions)
+
 
 @lru_cache(maxsize=256)
 def plan_weight_grad(
@@ -53,7 +58,7 @@ def plan_weight_grad(
     whole = tiles_of(geometry, arrangement, geometry.out, F, dtype, available)
     tiling = Tiling(whole.extent[2:], whole.step[2:])
     # Bands: some planes a task. Else one chunk, since the cells that it copies serve many taps.
-    chunks = Tiling(whole.extent[:2], whole.step[:2] if G < geometry.groups else (1, 1))
+    chunks = Tiling(whole.extent[:2], whole.step[:2] if geometry.groups > G else (1, 1))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
     numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
@@ -103,7 +108,9 @@ def weight_grad(
             cells = cells_seen(geometry, tuple(box))
             source, given = x[g, arrangement.partners(f), images, *cells], dout[g, f, images, *box]
             if db is not None:
-                db_sums[number, g, f] += given.sum(axis=tuple(range(1, given.ndim)), dtype=plan.dtype)
+                db_sums[number, g, f] += given.sum(
+                    axis=tuple(range(1, given.ndim)), dtype=plan.dtype
+                )
             if dw is not None:
                 tile = plan.tile(source, given, tuple(box), cells)
                 lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import by_group
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.moves import move
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for

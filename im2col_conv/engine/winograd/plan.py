@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -51,10 +51,17 @@ class WinogradPlan(Plan):
         What each of the two buffers of a worker holds.
     """
 
+    algorithm: ClassVar[str] = "winograd"
+
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     tile: int
     numbers: int
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        _, _, images, *tiles = self.tiling.step
+        return (images, 1, *(self.tile * many for many in tiles))
 
     def place(self, index: int) -> Place:
         """Return where task number ``index`` works."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
-from im2col_conv.engine.columns import Columns, by_group, columns_for, tile_matrix
+from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_matrix
 from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
 from im2col_conv.engine.workers import Scratch, run_tasks
@@ -42,6 +42,11 @@ class InputGradPlan(Plan):
     columns: Columns
     arithmetic: Arithmetic
     buffered: bool
+
+    @property
+    def tile_shape(self) -> Shape:
+        groups, images, *positions = self.tiling.step
+        return (images, groups, *positions)
 
 
 @lru_cache(maxsize=256)

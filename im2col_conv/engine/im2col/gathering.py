@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.columns import Columns, Shape, as_matrix
+from im2col_conv.engine.im2col.columns import Columns, Shape, as_matrix
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole

@@ -19,7 +19,7 @@ from im2col_conv.arrays import Array, channels_first
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["Columns", "Shape", "as_matrix", "by_group", "columns_for", "tile_matrix"]
+__all__ = ["Columns", "Shape", "as_matrix", "columns_for", "tile_matrix"]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -88,13 +88,6 @@ def columns_for(geometry: ConvGeometry, layout: str) -> Columns:
     """Return how the columns of images in ``layout`` lie in memory."""
     wide = geometry.C // geometry.groups >= LEAST_ROW
     return Columns(geometry, rows=layout == "channels_last" and wide)
-
-
-def by_group(array: Array, groups: int) -> Array:
-    """Return a view [g, c, n, *o] of an array (N, C, *o), its channels cut in groups."""
-    N, C, *cells = array.shape
-    grouped = array.reshape(N, groups, C // groups, *cells)
-    return grouped.swapaxes(0, 1).swapaxes(1, 2)
 
 
 def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) -> Array:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
-from im2col_conv.engine.columns import Columns, as_matrix, by_group, columns_for
-from im2col_conv.engine.gathering import column_bytes, gather_tile
+from im2col_conv.engine.im2col.columns import Columns, as_matrix, columns_for
+from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks

@@ -1,0 +1,191 @@
+"""Which way a pass runs: the one that was named, or for "auto" a fixed rule from measurements.
+
+Nothing is timed at run time: geometry, type and the kernel of the private BLAS decide.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from im2col_conv.arrays import Array, computing_type
+from im2col_conv.engine.im2col import forward as im2col_forward
+from im2col_conv.engine.im2col import input_grad as im2col_input_grad
+from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
+from im2col_conv.engine.implicit import forward as implicit_forward
+from im2col_conv.engine.implicit import input_grad as implicit_input_grad
+from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
+from im2col_conv.engine.implicit.plan import ImplicitPlan
+from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
+from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.winograd import forward as winograd_forward
+from im2col_conv.engine.winograd import plan as winograd_plan
+from im2col_conv.engine.winograd import weights as winograd_weights
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.prepared import Weights
+
+__all__ = [
+    "ALGORITHMS",
+    "forward_plan",
+    "input_grad_plan",
+    "run_forward",
+    "run_input_grad",
+    "run_weight_grad",
+    "way_of",
+    "weight_grad_plan",
+]
+
+ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
+
+Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
+Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
+
+# Measured: docs/performance.md.
+WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
+LEAST_FLOPS = 2 * 10**6
+LEAST_LINE = 4
+
+
+def way_of(each: Pass, algorithm: str, geometry: ConvGeometry, result: np.dtype[Any]) -> Way:
+    """Return how a pass runs whose result has the type ``result``.
+
+    Raises
+    ------
+    ValueError
+        Where the named algorithm does not cover the geometry or the type.
+    ImportError
+        Where the library that it needs is missing.
+    """
+    if algorithm == "im2col":
+        return "im2col"
+    return _way_of(each, algorithm, geometry, computing_type(result), private_blas())
+
+
+@lru_cache(maxsize=1024)
+def _way_of(
+    each: Pass, algorithm: str, geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None
+) -> Way:
+    if algorithm == "auto":
+        return "implicit" if _implicit_pays(geometry, dtype, blas) else "im2col"
+    if blas is None:
+        raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
+    if dtype not in blas.types:
+        raise ValueError(f'algorithm="{algorithm}" computes in float32 or float64, got {dtype}')
+    if algorithm == "implicit":
+        return "implicit"
+    complaint = winograd_plan.covers(geometry, dtype)
+    if complaint is not None:
+        raise ValueError(f'algorithm="winograd" does not cover this: {complaint}')
+    if each == "forward":
+        return "winograd"
+    return _way_of(each, "auto", geometry, dtype, blas)
+
+
+def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None) -> bool:
+    """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
+    if blas is None or blas.kernel not in WIDE_KERNELS or dtype not in blas.types:
+        return False
+    unpadded = not any(map(any, geometry.padding))
+    pointwise = geometry.taps == 1 and unpadded and set(geometry.stride) == {1}
+    line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
+    return not pointwise and geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
+
+
+def forward_plan(
+    algorithm: str,
+    geometry: ConvGeometry,
+    layout: str,
+    x_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> Plan:
+    """Return the plan of a forward pass."""
+    way = way_of("forward", algorithm, geometry, result)
+    if way == "winograd":
+        return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
+    if way == "implicit":
+        return implicit_forward.plan_forward(geometry, computing_type(result), workspace)
+    return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
+
+
+def weight_grad_plan(
+    algorithm: str,
+    geometry: ConvGeometry,
+    layout: str,
+    x_type: np.dtype[Any],
+    dout_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> Plan:
+    """Return the plan of a backward pass to the weights."""
+    if way_of("weight_grad", algorithm, geometry, result) == "implicit":
+        return implicit_weight_grad.plan_weight_grad(geometry, computing_type(result), workspace)
+    return im2col_weight_grad.plan_weight_grad(
+        geometry, layout, x_type, dout_type, result, workspace
+    )
+
+
+def input_grad_plan(
+    algorithm: str,
+    geometry: ConvGeometry,
+    layout: str,
+    dout_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
+) -> Plan:
+    """Return the plan of a backward pass to the input."""
+    if way_of("input_grad", algorithm, geometry, result) == "implicit":
+        return implicit_input_grad.plan_input_grad(geometry, computing_type(result), workspace)
+    return im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
+
+
+def run_forward(
+    plan: Plan, x: Array, w: Weights, b: Array | None, y: Array, workers: int, workspace: int
+) -> None:
+    """Fill ``y`` as the plan says."""
+    if isinstance(plan, im2col_forward.ForwardPlan):
+        im2col_forward.forward(plan, x, w.array, b, y, workers, workspace)
+    elif isinstance(plan, winograd_plan.WinogradPlan):
+
+        def transformed(array: Array) -> Array:
+            groups = plan.geometry.groups
+            return winograd_weights.transform(_blas(), array, groups, plan.tile, plan.dtype)
+
+        U = w.form(("winograd", plan.geometry.groups, plan.tile, plan.dtype), transformed)
+        winograd_forward.forward(plan, _blas(), x, U, b, y, workers, workspace)
+    elif isinstance(plan, ImplicitPlan):
+        implicit_forward.forward(plan, _blas(), x, w, b, y, workers, workspace)
+
+
+def run_weight_grad(
+    plan: Plan,
+    dout: Array,
+    x: Array,
+    dw: Array | None,
+    db: Array | None,
+    workers: int,
+    workspace: int,
+) -> None:
+    """Fill ``dw`` and ``db`` as the plan says."""
+    if isinstance(plan, im2col_weight_grad.WeightGradPlan):
+        im2col_weight_grad.weight_grad(plan, dout, x, dw, db, workers, workspace)
+    elif isinstance(plan, implicit_weight_grad.WeightGradPlan):
+        implicit_weight_grad.weight_grad(plan, _blas(), dout, x, dw, db, workers, workspace)
+
+
+def run_input_grad(
+    plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Array, workers: int, workspace: int
+) -> None:
+    """Fill ``dx`` as the plan says."""
+    if isinstance(plan, im2col_input_grad.InputGradPlan):
+        im2col_input_grad.input_grad(plan, dout, w.array, b, dx, workers, workspace)
+    elif isinstance(plan, ImplicitPlan):
+        implicit_input_grad.input_grad(plan, _blas(), dout, w, b, dx, workers, workspace)
+
+
+def _blas() -> OpenBlas:
+    blas = private_blas()
+    assert blas is not None  # or there would be no such plan
+    return blas

@@ -1,0 +1,11 @@
+"""The spine: windows gathered tile by tile into columns, one product a tile, col2im back.
+
+::
+
+    forward        y  = W @ cols             tiles of output positions
+    weight_grad    dw = dout @ cols.T        the same tiles, in a fixed number of partial sums
+    input_grad     dx = col2im(W.T @ dout)   blocks of channels, each scattered by one worker
+
+It needs NumPy alone, and takes every geometry and type. ``gathering`` says how a tile is filled,
+``columns`` how it lies in memory.
+"""
