@@ -106,7 +106,9 @@ def forward_plan(
     if way == "winograd":
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
     if way == "implicit":
-        return implicit_forward.plan_forward(geometry, computing_type(result), workspace)
+        plan = implicit_forward.plan_forward(geometry, computing_type(result), workspace)
+        if _fits(plan, algorithm, workspace):
+            return plan
     return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
 
 
@@ -121,7 +123,9 @@ def weight_grad_plan(
 ) -> Plan:
     """Return the plan of a backward pass to the weights."""
     if way_of("weight_grad", algorithm, geometry, result) == "implicit":
-        return implicit_weight_grad.plan_weight_grad(geometry, computing_type(result), workspace)
+        plan = implicit_weight_grad.plan_weight_grad(geometry, computing_type(result), workspace)
+        if _fits(plan, algorithm, workspace):
+            return plan
     return im2col_weight_grad.plan_weight_grad(
         geometry, layout, x_type, dout_type, result, workspace
     )
@@ -137,8 +141,21 @@ def input_grad_plan(
 ) -> Plan:
     """Return the plan of a backward pass to the input."""
     if way_of("input_grad", algorithm, geometry, result) == "implicit":
-        return implicit_input_grad.plan_input_grad(geometry, computing_type(result), workspace)
+        plan = implicit_input_grad.plan_input_grad(geometry, computing_type(result), workspace)
+        if _fits(plan, algorithm, workspace):
+            return plan
     return im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
+
+
+def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:
+    """Say whether one tile fits the workspace; complain where the algorithm was named."""
+    needed = plan.shared_bytes + plan.worker_bytes
+    if needed > workspace and algorithm == "implicit":
+        raise ValueError(
+            f'algorithm="implicit" needs a workspace of {needed} bytes for this layer, and '
+            f"{workspace} are set: see set_workspace"
+        )
+    return needed <= workspace
 
 
 def run_forward(

@@ -100,7 +100,7 @@ def _leading_dimension(matrix: Array) -> int:
     """Return the numbers from one row of a view to the next; complain where BLAS could not."""
     rows, columns = matrix.shape
     step, item = matrix.strides
-    ld = max(step // matrix.itemsize, columns, 1) if rows > 1 else max(columns, 1)
+    ld: int = max(step // matrix.itemsize, columns, 1) if rows > 1 else max(columns, 1)
     if (columns > 1 and item != matrix.itemsize) or (rows > 1 and step != ld * matrix.itemsize):
         raise ValueError(f"no rows for BLAS: strides {matrix.strides}, shape {matrix.shape}")
     return ld

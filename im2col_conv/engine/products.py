@@ -58,7 +58,7 @@ class Products:
     ) -> None:
         table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c)).reshape(9, -1)
         m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc = table.astype(np.int64)
-        self.count = m.size
+        self.count = int(m.size)
         self.reach = (
             _reach(*((k, m) if transposed == "a" else (m, k)), a_offset, lda),
             _reach(*((n, k) if transposed == "b" else (k, n)), b_offset, ldb),
@@ -70,7 +70,7 @@ class Products:
     @property
     def nbytes(self) -> int:
         """The memory of the list while it runs."""
-        return 2 * self._offsets.nbytes + self._groups.nbytes
+        return int(2 * self._offsets.nbytes) + self._groups.nbytes
 
     def run(self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array) -> None:
         """Do the products with CBLAS's ``gemm_batch`` of the arrays' type."""
@@ -115,7 +115,7 @@ class _Groups:
         *self.mnk, self.lda, self.ldb, self.ldc = _addresses(table)
         self.lengths = lengths.ctypes.data
         self._kept = (words, table, lengths)  # alive as long as their addresses
-        self.nbytes = sum(array.nbytes for array in (*self._kept, *self.ones.values()))
+        self.nbytes: int = sum(array.nbytes for array in (*self._kept, *self.ones.values()))
 
 
 def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:
@@ -131,5 +131,7 @@ def _addresses(table: Array) -> list[int]:
     """Return the address of each row of a table."""
     if not table.flags.c_contiguous:
         raise ValueError(f"a table for C has gaps: strides {table.strides}, shape {table.shape}")
-    start, step = table.ctypes.data, table.strides[0]
-    return [start + step * row for row in range(len(table))]
+    start: int = table.ctypes.data
+    step: int = table.strides[0]
+    addresses: list[int] = [start + step * row for row in range(len(table))]
+    return addresses

@@ -20,13 +20,14 @@ class Scratch:
     """Buffers of one thread for one call, each known by a name and used again tile after tile."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
+        self._buffers: dict[str, Array | None] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an unfilled array that shares its memory with the last one of this name."""
         nbytes = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[name] = None  # given back before a larger one is asked for
             buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
         return np.ndarray(shape, dtype, buffer)
 

@@ -45,6 +45,7 @@ class InputGradPlan(Plan):
 
     @property
     def tile_shape(self) -> Shape:
+        """A whole tile: (images, groups, *positions)."""
         groups, images, *positions = self.tiling.step
         return (images, groups, *positions)
 

@@ -15,6 +15,7 @@ infinity would be NaN: where x or dout is not finite, each row and tap is a prod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -129,9 +130,8 @@ class Bands:
     def _diagonals(self, kernel: int) -> tuple[Array, Array]:
         """Return where in a band each tap stands: (taps, rows) of row and column."""
         rows = np.arange(ROWS)
-        return np.broadcast_arrays(
-            rows, rows * self.stride + np.arange(kernel)[:, None] * self.dilation
-        )
+        columns = rows * self.stride + np.arange(kernel)[:, None] * self.dilation
+        return np.broadcast_to(rows, columns.shape), columns
 
 
 def _order(shape: Shape, stride: int) -> Shape:
@@ -187,7 +187,7 @@ class _Rows:
 
 def _bands(axis: Axis) -> list[tuple[int, ...]]:
     """Return (first output, first row of cells, its column, outputs, rows) of each band."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for first in range(0, axis.outs, ROWS):
         outs = min(ROWS, axis.outs - first)
         row = first * axis.stride + axis.lead
@@ -203,7 +203,7 @@ def _single_rows(axis: Axis) -> list[tuple[int, ...]]:
     return [(out, row, tap * axis.dilation, 1, 1) for out, row, tap, _ in axis.singles()]
 
 
-def _columns(table: list[tuple[int, ...]], width: int, shape: Shape) -> list[Array]:
+def _columns(table: Sequence[tuple[int, ...]], width: int, shape: Shape) -> list[Array]:
     return [column.reshape(shape) for column in np.array(table, np.int64).reshape(-1, width).T]
 
 

@@ -14,6 +14,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
+    list_bytes,
     tiles_of,
 )
 from im2col_conv.engine.openblas import OpenBlas
@@ -39,7 +40,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=numbers * dtype.itemsize,
+        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, tuple(box)),
         shared_bytes=shared,
         flops=geometry.flops,
         geometry=geometry,
@@ -60,7 +61,7 @@ def forward(
 ) -> None:
     """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
-    G, C, F = channels_in_groups(geometry, arrangement)
+    G, _, F = channels_in_groups(geometry, arrangement)
     x, y = by_group(x, G), by_group(y, G)
 
     def arranged(w: Array) -> Array:

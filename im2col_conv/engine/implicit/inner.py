@@ -211,7 +211,7 @@ def _weight_grad(tile: Tile, interleaved: bool, width: int) -> Products:
 
 
 def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:
-    """Return first, how many and number of each block, along the first of (blocks, blocks, pairs)."""
+    """Return first, how many and number of each block, along the first axis of three."""
     first, many = np.array(_blocks(channels)).reshape(-1, 2).T
     return first[:, None, None], many[:, None, None], np.arange(len(first))[:, None, None]
 

@@ -18,6 +18,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
+    list_bytes,
     tiles_of,
 )
 from im2col_conv.engine.openblas import OpenBlas
@@ -37,13 +38,14 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
     _, _, n, *cells = tiling.step
+    outs = most_outputs(geometry, tuple(cells))
     numbers = arrangement.numbers((C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
-        (F, n, *most_outputs(geometry, tuple(cells))), 1
+        (F, n, *outs), 1
     )
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=numbers * dtype.itemsize,
+        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, outs),
         shared_bytes=shared,
         flops=geometry.flops,
         geometry=geometry,

@@ -1,4 +1,4 @@
-"""Copies from one memory order to another, as transposed matrices where both can be seen as such."""
+"""Copies from one memory order to another: transposed matrices where both are matrices."""
 
 from __future__ import annotations
 

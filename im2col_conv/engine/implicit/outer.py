@@ -120,14 +120,11 @@ class ChannelsOuter:
 
     def _view(self, memory: Array, shape: Shape) -> Array:
         """Return the view [c, n, *cells] of one phase."""
-        c, n, *outer, last = shape
+        _, n, *_, last = shape
         together = n if self.interleaved else 1
         lines = memory[..., : last * together].reshape(*memory.shape[:-1], last, together)
         # (n // together, *outer, c, last, together)
-        if self.interleaved:
-            lines = np.moveaxis(lines[0], -1, 0)
-        else:
-            lines = lines[..., 0]
+        lines = np.moveaxis(lines[0], -1, 0) if self.interleaved else lines[..., 0]
         return np.moveaxis(lines, -2, 0)
 
 

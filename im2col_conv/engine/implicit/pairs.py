@@ -48,7 +48,7 @@ class Axis(NamedTuple):
         )
 
     def windows(self) -> list[tuple[int, int, int, int]]:
-        """Return (output, first cell, first tap, taps) of the runs of taps on neighbouring cells."""
+        """Return (output, first cell, first tap, taps) of runs of taps on neighbouring cells."""
         if self.dilation > 1:
             return self.singles()
         found: list[tuple[int, int, int, int]] = []

@@ -24,6 +24,7 @@ __all__ = [
     "arrangement_for",
     "channels_in_groups",
     "channels_of",
+    "list_bytes",
     "shares_of",
     "tiles_of",
 ]
@@ -111,6 +112,13 @@ def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -
     planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
     extent, step = planes.extent, planes.step
     return Tiling((1, extent[0], geometry.N, *extent[1:]), (1, step[0], 1, *step[1:]))
+
+
+def list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
+    """Return about what the list of products of a tile takes: some numbers for each product."""
+    lines = images * math.prod(outs[:-1]) * geometry.taps
+    depth, width = (-(-n // geometry.groups // 64) for n in (geometry.C, geometry.F))
+    return 100 * lines * depth * width
 
 
 def shares_of(geometry: ConvGeometry) -> int:

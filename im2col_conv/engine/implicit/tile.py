@@ -48,8 +48,8 @@ class Tile(NamedTuple):
 class Arrangement(Protocol):
     """How the numbers of a tile lie in memory, and the products that follow from it.
 
-    ``image[c, n, *cells]`` is a part of x or dx, where ``stride`` is the stride of its last axis, or
-    of y or dout, where it is 1.
+    ``image[c, n, *cells]`` is a part of x or dx, where ``stride`` is the stride of the last axis,
+    or of y or dout, where it is 1.
     """
 
     def chunk(self, channels: int) -> int:

@@ -19,6 +19,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
+    list_bytes,
     shares_of,
     tiles_of,
 )
@@ -67,7 +68,7 @@ def plan_weight_grad(
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
-        worker_bytes=numbers * dtype.itemsize,
+        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, tuple(box)),
         shared_bytes=sums * sum_bytes,
         flops=geometry.flops,
         geometry=geometry,
@@ -90,7 +91,7 @@ def weight_grad(
 ) -> None:
     """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
     geometry, arrangement = plan.geometry, plan.arrangement
-    G, C, F = channels_in_groups(geometry, arrangement)
+    G, _, F = channels_in_groups(geometry, arrangement)
     x, dout = by_group(x, G), by_group(dout, G)
     w_shape = (G, F, *geometry.w_shape[1:])
     dw_sums = np.empty((plan.sums, *arrangement.weight_sums(w_shape)), plan.dtype)

@@ -60,6 +60,7 @@ class WinogradPlan(Plan):
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
+        """A whole chunk: (images, groups, *positions)."""
         _, _, images, *tiles = self.tiling.step
         return (images, 1, *(self.tile * many for many in tiles))
 
