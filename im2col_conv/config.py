@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from threadpoolctl import threadpool_info
 
+from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.settings import get_workers, get_workspace
 
 __all__ = ["BlasLibrary", "Configuration", "configuration", "show_config"]
@@ -39,6 +40,7 @@ class Configuration:
     blas: tuple[BlasLibrary, ...]
     workers: int
     workspace: int
+    private_blas: str = "not asked for"
 
     def __str__(self) -> str:
         """One fact a line."""
@@ -48,6 +50,7 @@ class Configuration:
             f"{library.threads} threads"
             for library in self.blas
         ]
+        lines.append(f"{'private BLAS':<14}{self.private_blas}")
         lines.append(f"{'workers':<14}{self.workers}")
         lines.append(f"{'workspace':<14}{self.workspace / 2**20:g} MiB")
         return "\n".join(lines)
@@ -77,7 +80,12 @@ def configuration() -> Configuration:
         for library in threadpool_info()
         if library.get("user_api") == "blas"
     )
-    return Configuration(versions, blas, get_workers(), get_workspace())
+    return Configuration(versions, blas, get_workers(), get_workspace(), _private_blas())
+
+
+def _private_blas() -> str:
+    library = private_blas()
+    return why_not() or "none" if library is None else f"{library.kernel} kernel, one thread"
 
 
 def show_config() -> Configuration:
@@ -86,7 +94,7 @@ def show_config() -> Configuration:
     Returns
     -------
     Configuration
-        With the fields ``versions``, ``blas``, ``workers`` and ``workspace``.
+        With the fields ``versions``, ``blas``, ``workers``, ``workspace`` and ``private_blas``.
 
     Examples
     --------

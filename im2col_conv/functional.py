@@ -81,7 +81,7 @@ def conv(
     ----------
     x : array_like
         (N, C, \*spatial), or (N, \*spatial, C) with ``layout="channels_last"``.
-    w : array_like
+    w : array_like or PreparedWeights
         (F, C // groups, \*kernel), whatever the layout.
     b : array_like, optional
         (F,).
@@ -92,8 +92,9 @@ def conv(
         Filters of one group see the channels of that group alone; ``groups=C`` is depthwise.
     layout : {"channels_first", "channels_last"}
         The order of the axes of ``x``, ``out`` and the result.
-    algorithm : {"auto", "im2col"}
-        How it is computed.
+    algorithm : {"auto", "im2col", "implicit", "winograd"}
+        How it is computed. "auto" takes "implicit" where a fixed rule says that it pays, else
+        "im2col". The others than "im2col" need the extra ``fast``.
     out : ndarray, optional
         Where the result is written; it must have the result's shape and type.
 
@@ -109,7 +110,10 @@ def conv(
     TypeError
         Where an array holds no fitting numbers or an argument is of the wrong kind.
     ValueError
-        Where the sizes do not fit one another or a word is unknown.
+        Where the sizes do not fit one another, a word is unknown, or the algorithm that it names
+        does not cover the geometry, the type or the workspace.
+    ImportError
+        Where the algorithm needs the extra ``fast`` and it is missing.
 
     See Also
     --------
@@ -121,6 +125,16 @@ def conv(
     tile is one matrix product, in 2 N F prod(out) C / groups prod(kernel) operations in all. Beyond
     the result it takes the workspace of memory (:func:`im2col_conv.set_workspace`), whatever the
     size of ``x``. NaN and infinity reach the results whose windows hold them, without a warning.
+
+    ``algorithm="implicit"`` makes the same products tap by tap, of the input as it lies, in
+    float16, float32 and float64.
+
+    ``algorithm="winograd"`` (kernels of 3 by 3, stride and dilation 1; Lavin and Gray, 2016) makes
+    a quarter to four ninths of the multiplications, and rounds more. On standard normal numbers and
+    up to 256 channels its largest error is 5e-6 of the largest output in float32 and 1e-14 in
+    float64; it grows with the channels, and NaN and infinity reach every output of the tiles of 4
+    by 4 or 2 by 2 that see them. The weights are transformed first, into up to four times their
+    memory: :func:`im2col_conv.prepare` keeps that between calls. The gradients take "auto" for it.
 
     Examples
     --------

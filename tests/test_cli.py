@@ -1,11 +1,7 @@
 """The command line: what it says, how it ends, and that it can fail."""
 
-import json
-import math
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import click
 import numpy as np
@@ -13,37 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 import im2col_conv as ic
-from im2col_conv.cli import check, classic, doctor, kernels, network, options, peers, timing
+from im2col_conv.cli import check, doctor, network, options
 from im2col_conv.cli.app import app
 from im2col_conv.cli.augment import jitter
-from im2col_conv.cli.layers import LAYERS, Layer
 from im2col_conv.cli.tolerance import share_of_tolerance
 from im2col_conv.config import BlasLibrary
 from im2col_conv.data import load_digits
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def run_json(*arguments):
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def run_python(*arguments):
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
-def failure(result, code):
-    """Return the output of a run that ended with ``code`` and without a traceback."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result.output
-
+from im2col_conv.engine import kernels
+from tests.command_line import failure, run, run_json, run_python
 
 # The group.
 
@@ -99,8 +72,6 @@ def test_importing_the_package_imports_neither_the_command_line_nor_what_it_draw
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--epochs", "many"], "--epochs"),
         (["demo", "--seed", "-1"], "--seed"),
-        (["bench", "--layer", "resnet_99"], "resnet_99"),
-        (["bench", "--repeats", "0"], "--repeats"),
         (["doctor", "--jsn"], "--jsn"),
     ],
 )
@@ -246,6 +217,10 @@ def openblas(kernel):
     return BlasLibrary(name="openblas", version="0.3.31", kernel=kernel, threads=2)
 
 
+def judged(library, features):
+    return kernels.judge(library.name, library.kernel, features)
+
+
 @pytest.mark.parametrize(
     ("kernel", "features", "verdict", "coretype"),
     [
@@ -268,14 +243,14 @@ def openblas(kernel):
     ],
 )
 def test_judgement_of_an_openblas_kernel(kernel, features, verdict, coretype):
-    judgement = kernels.judge(openblas(kernel), features)
+    judgement = judged(openblas(kernel), features)
     assert (judgement.verdict, judgement.coretype) == (verdict, coretype)
     assert judgement.reason
 
 
 def test_other_libraries_are_not_judged():
     blis = BlasLibrary(name="blis", version="1.0", kernel="haswell", threads=2)
-    assert kernels.judge(blis, AVX512).verdict == "unknown"
+    assert judged(blis, AVX512).verdict == "unknown"
 
 
 def test_line_that_picks_a_kernel():
@@ -333,127 +308,6 @@ def test_features_are_none_where_numpy_does_not_say(monkeypatch):
     assert all(isinstance(has, bool) for has in kernels.processor_features().values())
     monkeypatch.setitem(sys.modules, "numpy._core._multiarray_umath", None)
     assert kernels.processor_features() == {}
-
-
-# The benchmark.
-
-
-@pytest.fixture
-def no_peers(monkeypatch):
-    for package in ("torch", "onnxruntime", "onnx", "jax"):
-        monkeypatch.setitem(sys.modules, package, None)
-
-
-@pytest.mark.usefixtures("no_peers")
-def test_bench_skips_peers_that_are_missing_and_says_how_to_get_them():
-    record = run_json("bench", "--layer", "tiny", "--repeats", 1)
-    assert record["skipped"] == {
-        "pytorch": "python -m pip install torch",
-        "onnxruntime": "python -m pip install onnxruntime onnx",
-        "jax": "python -m pip install jax",
-    }
-    assert [each["pass"] for each in record["layers"]] == ["forward", "backward"]
-    for each in record["layers"]:
-        assert each["layer"] == "tiny"
-        assert set(each["seconds"]) == {"im2col_conv", "classic"}
-        assert math.isfinite(each["ratios"]["classic"])
-        assert each["ratios"]["classic"] > 0
-    assert set(record["geometric_mean"]) == {"classic"}
-    assert record["threads"] == ic.get_workers()
-
-
-@pytest.mark.usefixtures("no_peers")
-@pytest.mark.parametrize("columns", [40, 100])
-def test_bench_in_words(monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("im2col_conv.cli.bench._load", lambda: 0.0)
-    result = run("bench", "--layer", "tiny", "--repeats", 1)
-    assert result.exit_code == 0
-    for part in ("tiny", "forward", "backward", "classic", "geometric mean"):
-        assert part in result.stdout
-    figures, _, _ = result.stdout.partition("is skipped")
-    assert max(map(len, figures.splitlines())) <= columns
-
-
-@pytest.mark.parametrize("peer", peers.PEERS[2:], ids=lambda peer: peer.name)
-def test_peer_agrees_with_this_library(peer):
-    for package in peer.packages:
-        if find_spec(package) is None:
-            pytest.skip(f"needs {package}")
-    # In a process of its own: these libraries start threads, and some warn as they are imported.
-    result = run_python(
-        "-c",
-        "from im2col_conv.cli.layers import LAYERS\n"
-        "from im2col_conv.cli.peers import PEERS\n"
-        "from im2col_conv.cli.timing import time_layer\n"
-        f"peers = [peer for peer in PEERS if peer.name in ('im2col_conv', {peer.name!r})]\n"
-        "forward, backward = time_layer(LAYERS['tiny'], peers, 1, 1)\n"
-        "print(sorted(forward.seconds))",
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{sorted(['im2col_conv', peer.name])}\n"
-
-
-def test_a_peer_that_differs_stops_the_benchmark(monkeypatch):
-    def set_up(layer, data, threads):
-        runs = peers.PEERS[1].set_up(layer, data, threads)
-        return runs._replace(forward=lambda: runs.forward() + 1)
-
-    wrong = peers.Peer("wrong", set_up)
-    monkeypatch.setattr("im2col_conv.cli.bench.PEERS", (peers.PEERS[0], wrong))
-    output = failure(run("bench", "--layer", "tiny", "--repeats", 1), 1)
-    assert "tiny: y of wrong differs" in output
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        LAYERS["tiny"],
-        Layer("odd", 2, 6, 8, 9, kernel=3, stride=3, padding=2, groups=3),
-        Layer("depthwise", 3, 4, 6, 4, kernel=2, padding=0, groups=4),
-    ],
-    ids=lambda layer: layer.name,
-)
-def test_classic_lowering_equals_the_loops(layer):
-    rng = np.random.default_rng(0)
-    x, w, b = (
-        rng.integers(-4, 5, shape).astype(float)
-        for shape in (layer.x_shape, layer.w_shape, layer.filters)
-    )
-    geometry = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
-    y = ic.reference.conv(x, w, b, **geometry)
-    np.testing.assert_array_equal(classic.forward(layer, x, w, b), y)
-    dout = rng.integers(-4, 5, y.shape).astype(float)
-    for found, expected in zip(
-        classic.backward(layer, x, w, dout),
-        ic.reference.conv_grads(dout, x, w, **geometry),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_list_of_layers():
-    lines = run("bench", "--list").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(LAYERS)
-    assert "128 x 56 x 56 -> 128, 3x3, groups 128" in "\n".join(lines)
-    assert run_json("bench", "--list")["lenet"]["kernel"] == 5
-
-
-def test_layers_are_convolutions():
-    for layer in LAYERS.values():
-        geometry = ic.ConvGeometry.from_shapes(
-            layer.x_shape,
-            layer.w_shape,
-            stride=layer.stride,
-            padding=layer.padding,
-            groups=layer.groups,
-        )
-        assert geometry.y_shape == (layer.images, layer.filters, layer.out_size, layer.out_size)
-
-
-def test_ratio_is_our_time_over_theirs():
-    timed = timing.Timing("tiny", "forward", {"im2col_conv": 3.0, "classic": 6.0})
-    assert timed.ratios("im2col_conv") == {"classic": 0.5}
 
 
 # Types of options.

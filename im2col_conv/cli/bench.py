@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from importlib.metadata import version
-from statistics import geometric_mean
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import im2col_conv as ic
+from im2col_conv.cli.benchmark.contestants import PEERS, Contestant, with_algorithm
+from im2col_conv.cli.benchmark.layers import LAYERS, SETS, DType, Layer, Layout
+from im2col_conv.cli.benchmark.memory import COMPARED
+from im2col_conv.cli.benchmark.ours import ALGORITHMS
+from im2col_conv.cli.benchmark.record import check_target, write
+from im2col_conv.cli.benchmark.report import report
+from im2col_conv.cli.benchmark.run import MEASURES, Plan, run
+from im2col_conv.cli.benchmark.timing import DIRECTIONS
 from im2col_conv.cli.console import (
     NARROW,
     json_option,
@@ -20,28 +26,76 @@ from im2col_conv.cli.console import (
     text_console,
     write_json,
 )
-from im2col_conv.cli.doctor import processor_name
-from im2col_conv.cli.layers import LAYERS
-from im2col_conv.cli.peers import PEERS, Peer
-from im2col_conv.cli.timing import Timing, threads_for_all, time_layer
-from im2col_conv.config import configuration
 
 __all__ = ["bench"]
 
 _REPEATS = 15
-_US = PEERS[0]
 
 
 @click.command()
+@click.option(
+    "--measure",
+    type=click.Choice(list(MEASURES)),
+    default="time",
+    show_default=True,
+    help="Time; largest memory beyond inputs and results; or how both grow with the work.",
+)
 @click.option(
     "--layer",
     "names",
     metavar="NAME",
     multiple=True,
     type=click.Choice(list(LAYERS)),
-    help="Time this layer; may be given more than once. Without it, all but tiny.",
+    help="Measure this layer; may be given more than once. --list names them.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    type=click.Choice(list(SETS)),
+    help="Measure these layers: of two axes, or of one and three.  "
+    "[default: standard; of growth, the layer growth]",
 )
 @click.option("--list", "only_list", is_flag=True, help="List the layers and stop.")
+@click.option(
+    "--layout",
+    type=click.Choice(["channels_first", "channels_last"]),
+    default="channels_first",
+    show_default=True,
+    help="The order of the axes of images.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
+)
+@click.option(
+    "--algorithm",
+    "algorithms",
+    multiple=True,
+    type=click.Choice(ALGORITHMS),
+    default=["auto"],
+    show_default=True,
+    help="Run this library with it; may be given more than once, each a contestant.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    help="Compare with this one; may be given more than once. Without it, all that are installed.",
+)
+@click.option(
+    "--pass",
+    "directions",
+    multiple=True,
+    type=click.Choice(DIRECTIONS),
+    help="Run this pass alone.",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads of every contestant.  [default: the workers of this library]",
+)
 @click.option(
     "--repeats",
     metavar="N",
@@ -50,44 +104,106 @@ _US = PEERS[0]
     show_default=True,
     help="Turns of every contestant; the lower quartile counts.",
 )
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the record to this file too, as JSON.",
+)
 @json_option
-def bench(names: tuple[str, ...], only_list: bool, repeats: int, as_json: bool) -> None:
+def bench(only_list: bool, output: Path | None, as_json: bool, **options: Any) -> None:
     """Time this library against others, layer by layer.
 
-    In float32, forward and backward, with as many threads for each as this library has workers:
-    the classic lowering (one whole column matrix) in NumPy, and, where they are installed, PyTorch,
-    ONNX Runtime (forward only) and JAX. Contestants take turns in one run, and their results are
-    compared before anything is timed.
+    Forward and backward, with as many threads for each as this library has workers: the classic
+    lowering (one whole column matrix) in NumPy, and, where they are installed, PyTorch, ONNX
+    Runtime (forward only) and JAX; as a limit, the bare matrix products of the lowering (gemm).
+    Contestants take turns in one run, and their results are compared before anything is timed.
 
     A figure is this library's time over the other's: below 1, this library is faster.
+
+    Memory, and growth, are measured of this library, the classic lowering and PyTorch.
     """
     if only_list:
         _list_layers(as_json)
         return
-    workers, load, missing = ic.get_workers(), _load(), _missing()
-    peers = [peer for peer in PEERS if peer not in missing]
-    chosen = names or tuple(name for name in LAYERS if name != "tiny")
-    console, bars = text_console(), progress_console()
-    timings: list[Timing] = []
-    with threads_for_all(workers):
-        for name in track(
-            chosen, "timing", console=bars, transient=True, disable=not bars.is_terminal
-        ):
-            timings += time_layer(LAYERS[name], peers, workers, repeats)
+    if output is not None:
+        check_target(output)
+    plan, missing = _plan(**options)
+    bars = progress_console()
+    show = partial(
+        track,
+        description="measuring",
+        console=bars,
+        transient=True,
+        disable=not bars.is_terminal,
+    )
+    record = {**run(plan, show), "skipped": {peer.name: peer.pip_command for peer in missing}}
+    if output is not None:
+        write(output, record)
     if as_json:
-        write_json(_record(timings, missing, workers, load, repeats))
-    else:
-        _report(timings, missing, console)
-        if load > workers / 4:
-            bars.print(
-                f"\nOther programs were running (load {load:.1f}): the figures may be far off, "
-                "most of all for contestants whose threads wait for one another."
+        write_json(record)
+        return
+    report(record, text_console())
+    load = record["load_before"]
+    if load > plan.threads / 4:
+        bars.print(
+            f"\nOther programs were running (load {load:.1f}): the figures may be far off, "
+            "most of all for contestants whose threads wait for one another."
+        )
+
+
+def _plan(
+    measure: str,
+    algorithms: tuple[str, ...],
+    peers: tuple[str, ...],
+    directions: tuple[str, ...],
+    threads: int | None,
+    repeats: int,
+    **layers: Any,
+) -> tuple[Plan, list[Contestant]]:
+    """Return what to run, and the peers that are left out, since they are not installed."""
+    found, missing = _peers(peers, measure)
+    ours = map(with_algorithm, dict.fromkeys(algorithms))
+    plan = Plan(
+        measure,
+        _layers(measure, **layers),
+        (*ours, *found),
+        tuple(direction for direction in DIRECTIONS if direction in (directions or DIRECTIONS)),
+        threads or ic.get_workers(),
+        repeats,
+    )
+    return plan, missing
+
+
+def _peers(names: tuple[str, ...], measure: str) -> tuple[list[Contestant], list[Contestant]]:
+    """Return the peers to compare with, and those that are not installed and not asked for."""
+    known = tuple(PEERS) if measure == "time" else COMPARED
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(
+                f"--measure {measure} compares with {' and '.join(known)}, not {name}",
+                param_hint="--peer",
             )
+    chosen = [PEERS[name] for name in dict.fromkeys(names or known)]
+    missing = [peer for peer in chosen if not peer.is_installed()]
+    if names and missing:
+        raise ImportError(f"{missing[0].name} is not installed: {missing[0].pip_command}")
+    return [peer for peer in chosen if peer not in missing], missing
+
+
+def _layers(
+    measure: str, names: tuple[str, ...], sets: tuple[str, ...], layout: Layout, dtype: DType
+) -> tuple[Layer, ...]:
+    chosen = [*names, *(name for each in sets for name in SETS[each])]
+    if not chosen:
+        chosen = ["growth"] if measure == "growth" else [*SETS["standard"]]
+    layers = (LAYERS[name] for name in dict.fromkeys(chosen))
+    return tuple(replace(layer, layout=layout, dtype=dtype) for layer in layers)
 
 
 def _list_layers(as_json: bool) -> None:
     if as_json:
-        write_json({name: layer._asdict() for name, layer in LAYERS.items()})
+        write_json({name: asdict(layer) for name, layer in LAYERS.items()})
         return
     console = text_console()
     for name, layer in LAYERS.items():
@@ -95,92 +211,3 @@ def _list_layers(as_json: bool) -> None:
             console.print(f"{name}\n  {layer}")
         else:
             console.print(f"{name:<18} {layer}")
-
-
-def _missing() -> list[Peer]:
-    """Return the peers of which a package cannot be imported."""
-    return [peer for peer in PEERS if not peer.is_installed()]
-
-
-def _load() -> float:
-    """Return how many threads of the machine were at work in the last minute."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # not on Windows
-        return 0.0
-
-
-def _record(
-    timings: list[Timing], missing: list[Peer], workers: int, load: float, repeats: int
-) -> dict[str, object]:
-    config = configuration()
-    installed = [package for p in PEERS if p not in missing for package in p.packages]
-    return {
-        "versions": {**config.versions, **{package: version(package) for package in installed}},
-        "processor": processor_name(),
-        "kernels": [f"{library.name} {library.kernel}" for library in config.blas],
-        "threads": workers,
-        "load_before": load,
-        "repeats": repeats,
-        "skipped": {peer.name: peer.pip_command for peer in missing},
-        "layers": [
-            {
-                "layer": timing.layer,
-                "pass": timing.direction,
-                "seconds": timing.seconds,
-                "ratios": timing.ratios(_US.name),
-            }
-            for timing in timings
-        ],
-        "geometric_mean": dict(_means(timings)),
-    }
-
-
-def _report(timings: list[Timing], missing: list[Peer], console: Console) -> None:
-    console.print("Time of this library over the other's (below 1, this library is faster)\n")
-    if console.width < NARROW:
-        _write_list(timings, console)
-    else:
-        _write_table(timings, console)
-    for peer in missing:
-        console.print(
-            f"\n{peer.name} is skipped, since it is not installed:\n  {peer.pip_command}",
-            soft_wrap=True,
-        )
-
-
-def _write_table(timings: list[Timing], console: Console) -> None:
-    others = [name for name, _ in _means(timings)]
-    table = Table(box=None, pad_edge=False, show_footer=True)
-    table.add_column("layer", "geometric mean", no_wrap=True)
-    table.add_column("pass")
-    table.add_column("ms", justify="right")
-    for name, mean in _means(timings):
-        table.add_column(name, f"{mean:.2f}", justify="right")
-    for timing in timings:
-        ratios = timing.ratios(_US.name)
-        table.add_row(
-            timing.layer,
-            timing.direction,
-            f"{1e3 * timing.seconds[_US.name]:.2f}",
-            *(f"{ratios[name]:.2f}" if name in ratios else "" for name in others),
-        )
-    console.print(table)
-
-
-def _write_list(timings: list[Timing], console: Console) -> None:
-    for timing in timings:
-        milliseconds = 1e3 * timing.seconds[_US.name]
-        console.print(f"{timing.layer}, {timing.direction}: {milliseconds:.2f} ms")
-        for name, ratio in timing.ratios(_US.name).items():
-            console.print(f"  {name:<12}{ratio:6.2f}")
-    console.print("geometric mean")
-    for name, mean in _means(timings):
-        console.print(f"  {name:<12}{mean:6.2f}")
-
-
-def _means(timings: list[Timing]) -> Iterator[tuple[str, float]]:
-    """Yield the geometric mean of the ratios to each other contestant."""
-    ratios = [timing.ratios(_US.name) for timing in timings]
-    for name in dict.fromkeys(name for each in ratios for name in each):
-        yield name, geometric_mean(each[name] for each in ratios if name in each)

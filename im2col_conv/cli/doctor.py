@@ -55,6 +55,7 @@ def _record(config: Configuration, judgements: list[Judgement]) -> dict[str, obj
             {**asdict(library), **judgement._asdict()}
             for library, judgement in zip(config.blas, judgements, strict=True)
         ],
+        "private_blas": config.private_blas,
         "workers": config.workers,
         "workspace": config.workspace,
         "advice": _advice(judgements),
@@ -65,6 +66,7 @@ def _report(config: Configuration, judgements: list[Judgement], console: Console
     for package, number in {**config.versions, **_optional_versions()}.items():
         _fact(console, package, number)
     _fact(console, "processor", processor_name())
+    _fact(console, "private BLAS", config.private_blas)
     _fact(console, "workers", str(config.workers))
     _fact(console, "workspace", f"{config.workspace / 2**20:g} MiB")
     for library, judgement in zip(config.blas, judgements, strict=True):

@@ -1,12 +1,14 @@
-"""How one lowering is run: arithmetic, tiles, buffers, workers.
+"""How one lowering is run: three ways, and what they share.
 
-The passes stand side by side, each a plan (drawn from shapes and types alone) and its execution::
+::
 
-    forward        y  = W @ cols             tiles of output positions
-    weight_grad    dw = dout @ cols.T        the same tiles, in a fixed number of partial sums
-    input_grad     dx = col2im(W.T @ dout)   blocks of channels, each scattered by one worker
+    choice      which way a pass runs: named, or by a fixed rule
+    im2col      the spine: columns tile by tile; NumPy alone, every geometry and type
+    implicit    the same products tap by tap, read where the input lies; a private BLAS
+    winograd    fewer multiplications for kernels of 3 by 3, less exact, only if asked for
 
-They stand on ``gathering`` (how a tile is filled), ``columns`` (how it lies in memory), ``tiling``
-(how large it is), ``arithmetic`` (how numbers of a type are multiplied), ``workers`` and ``blas``
-(who does it), and ``settings``.
+They stand on ``tiling`` (how large a tile is), ``plan`` (what a pass takes), ``arithmetic`` (how
+numbers of a type are multiplied), ``workers``, ``pool`` and ``blas`` (who does it), ``products``
+and ``openblas`` (lists of small products and the library that does them), ``kernels`` (which of its
+kernels fit the processor) and ``settings``.
 """

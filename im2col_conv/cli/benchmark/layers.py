@@ -1,0 +1,168 @@
+"""Layers that the benchmark knows by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+__all__ = ["LAYERS", "SETS", "DType", "Layer", "Layout"]
+
+Layout = Literal["channels_first", "channels_last"]
+DType = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution by its sizes; those of the axes are in the order of the spatial axes."""
+
+    name: str
+    images: int
+    channels: int
+    size: tuple[int, ...]
+    filters: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    groups: int = 1
+    layout: Layout = "channels_first"
+    dtype: DType = "float32"
+
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes."""
+        return len(self.size)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """The spatial sizes of the output."""
+        axes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+        return tuple((size + 2 * pad - taps) // step + 1 for size, taps, step, pad in axes)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of the input, in its layout."""
+        return self._in_layout(self.channels, self.size)
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        """(F, C // groups, *kernel), whatever the layout."""
+        return self.filters, self.channels // self.groups, *self.kernel
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """The shape of the output, in its layout."""
+        return self._in_layout(self.filters, self.out)
+
+    @property
+    def positions(self) -> int:
+        """Output positions of all images: the columns of the column matrix."""
+        return self.images * prod(self.out)
+
+    @property
+    def depth(self) -> int:
+        """Channels of a group times taps: the rows of the column matrix of a group."""
+        return prod(self.w_shape[1:])
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What ``im2col_conv.conv`` takes beside the arrays."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "groups": self.groups,
+            "layout": self.layout,
+        }
+
+    def _in_layout(self, channels: int, size: tuple[int, ...]) -> tuple[int, ...]:
+        if self.layout == "channels_last":
+            return self.images, *size, channels
+        return self.images, channels, *size
+
+    def __str__(self) -> str:
+        """Say the sizes, and of the rest what is not usual."""
+        text = (
+            f"{_times(self.images, self.channels, *self.size)} -> {self.filters}, "
+            f"{'x'.join(map(str, self.kernel))}"
+        )
+        half = tuple(taps // 2 for taps in self.kernel)
+        usual = {"stride": (1,) * self.axes, "padding": half}
+        odd = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
+        parts = [text, *(f"{k} {_short(v)}" for k, v in odd.items())]
+        return ", ".join(parts + ([f"groups {self.groups}"] if self.groups > 1 else []))
+
+
+def _times(*sizes: int) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _short(sizes: tuple[int, ...]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
+
+
+def _layer(
+    name: str,
+    images: int,
+    channels: int,
+    size: tuple[int, ...],
+    filters: int,
+    kernel: int | tuple[int, ...] = 3,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Layer:
+    """Return a layer; one int stands for all axes."""
+
+    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * len(size) if isinstance(value, int) else value
+
+    return Layer(
+        name, images, channels, size, filters, each(kernel), each(stride), each(padding), groups
+    )
+
+
+_STANDARD = (
+    _layer("vgg_1_2", 1, 64, (224, 224), 64),
+    _layer("resnet_stem", 1, 3, (224, 224), 64, kernel=7, stride=2, padding=3),
+    _layer("resnet_2", 8, 64, (56, 56), 64),
+    _layer("resnet_3", 8, 128, (28, 28), 128),
+    _layer("resnet_4", 8, 256, (14, 14), 256),
+    _layer("resnet_5", 8, 512, (7, 7), 512),
+    _layer("resnet_3_stride_2", 8, 128, (56, 56), 128, stride=2),
+    _layer("resnet_4_1x1", 8, 1024, (14, 14), 256, kernel=1, padding=0),
+    _layer("resnet_2_1x1", 1, 256, (56, 56), 64, kernel=1, padding=0),
+    _layer("mobilenet_dw", 8, 128, (56, 56), 128, groups=128),
+    _layer("lenet", 64, 6, (14, 14), 16, kernel=5, padding=0),
+    _layer("cs231n", 100, 3, (31, 31), 25, stride=2),
+    _layer("cifar", 128, 32, (32, 32), 32),
+    _layer("one_image", 1, 16, (32, 32), 16),
+)
+
+# One axis: a second of speech at 16 kHz, and keywords from 40 cepstral coefficients a frame.
+# Three: clips of 16 frames of 112 x 112 and what deeper layers make of them, time first.
+_AXES = (
+    _layer("wav2vec_0", 1, 1, (16000,), 512, kernel=10, stride=5, padding=0),
+    _layer("wav2vec_1", 1, 512, (3199,), 512, stride=2, padding=0),
+    _layer("wav2vec_position", 1, 768, (199,), 768, kernel=128, padding=64, groups=16),
+    _layer("keyword_0", 100, 40, (98,), 16),
+    _layer("keyword_1", 100, 16, (98,), 24, kernel=9, stride=2, padding=4),
+    _layer("c3d_1", 1, 3, (16, 112, 112), 64),
+    _layer("c3d_5", 1, 512, (2, 7, 7), 512),
+    _layer("r3d_stem", 1, 3, (16, 112, 112), 64, (3, 7, 7), (1, 2, 2), (1, 3, 3)),
+    _layer("r3d_3", 1, 128, (8, 28, 28), 128),
+    _layer("r2plus1d_time", 1, 144, (16, 56, 56), 64, (3, 1, 1), 1, (1, 0, 0)),
+)
+
+_OTHERS = (
+    _layer("growth", 1, 32, (28, 28), 32),
+    _layer("tiny", 2, 4, (7, 7), 6, stride=2, groups=2),
+)
+
+LAYERS = {layer.name: layer for layer in (*_STANDARD, *_AXES, *_OTHERS)}
+"""By name; ``growth`` is where growth starts, ``tiny`` is there to try the benchmark."""
+
+SETS = {
+    "standard": tuple(layer.name for layer in _STANDARD),
+    "axes": tuple(layer.name for layer in _AXES),
+}
+"""Names of layers that are timed together."""

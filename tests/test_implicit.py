@@ -1,0 +1,190 @@
+"""The implicit way against the spine: equal on integers, whatever the geometry and the tiles."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import im2col_conv as ic
+from im2col_conv.engine.implicit.bands import Bands
+from im2col_conv.engine.implicit.inner import ChannelsInner
+from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.plan import arrangement_for
+from im2col_conv.engine.openblas import private_blas, why_not
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.geometry import geometry_of
+
+needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
+
+LAYERS = [
+    # x_shape, w_shape, keywords, arrangement
+    (
+        (3, 70, 9, 13),
+        (66, 70, 3, 2),
+        {"padding": ((1, 2), (0, 1)), "stride": (2, 1)},
+        ChannelsInner,
+    ),
+    ((2, 70, 11, 8), (130, 35, 4, 3), {"stride": (1, 3), "groups": 2, "padding": 2}, ChannelsInner),
+    ((2, 150, 17), (20, 150, 3), {"padding": 1, "dilation": 2}, ChannelsInner),
+    ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
+    ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, ChannelsOuter),
+    ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, ChannelsOuter),
+    ((2, 8, 6, 7, 40), (6, 4, 2, 3, 3), {"groups": 2, "dilation": (1, 2, 1)}, ChannelsOuter),
+    ((2, 5, 33), (7, 5, 4), {"stride": 3, "padding": ((2, 1),)}, ChannelsOuter),
+    ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
+    ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
+    ((2, 6, 8, 21), (6, 1, 3, 3), {"groups": 6, "stride": (1, 2), "padding": 3}, Bands),
+]
+
+
+def whole(rng, shape, dtype=np.float64):
+    return rng.integers(-4, 5, shape).astype(dtype)
+
+
+def all_passes(x, w, b, dout, **keywords):
+    return (ic.conv(x, w, b, **keywords), *ic.conv_grads(dout, x, w, **keywords))
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
+def test_equals_the_spine(x_shape, w_shape, keywords, arrangement, dtype, layout):
+    rng = np.random.default_rng(1)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    assert isinstance(arrangement_for(geometry), arrangement)
+    small = 1 if dtype == np.float16 else 4  # sums that float16 holds
+    x, w, b, dout = (
+        np.clip(whole(rng, shape), -small, small).astype(dtype)
+        for shape in (x_shape, w_shape, w_shape[:1], geometry.y_shape)
+    )
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    one = all_passes(x, w, b, dout, layout=layout, algorithm="implicit", **keywords)
+    other = all_passes(x, w, b, dout, layout=layout, algorithm="im2col", **keywords)
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_blas
+@given(st.data())
+def test_equals_the_spine_for_any_geometry(data):
+    ndim = data.draw(st.integers(1, 3))
+    groups = data.draw(st.integers(1, 3))
+    C, F = (groups * data.draw(st.sampled_from([1, 2, 5, 33, 70])) for _ in range(2))
+    if data.draw(st.booleans()):
+        groups = F = C
+    axes = st.tuples(*[st.integers(1, 3)] * ndim)
+    kernel, stride, dilation = data.draw(axes), data.draw(axes), data.draw(axes)
+    pads = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * ndim)
+    size = data.draw(st.tuples(*[st.integers(1, 9)] * ndim))
+    shape = (data.draw(st.integers(0, 3)), C, *size)
+    try:
+        geometry = geometry_of(
+            shape, (F, C // groups, *kernel), stride, data.draw(pads), dilation, groups
+        )
+    except ValueError:
+        return
+    rng = np.random.default_rng(0)
+    x, w, b, dout = (
+        whole(rng, s) for s in (geometry.x_shape, geometry.w_shape, F, geometry.y_shape)
+    )
+    keywords = {
+        "stride": stride,
+        "padding": geometry.padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    with ic.set_workers(2):
+        one = all_passes(x, w, b, dout, algorithm="implicit", **keywords)
+    for ours, theirs in zip(
+        one, all_passes(x, w, b, dout, algorithm="im2col", **keywords), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_blas
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((4, 64, 40, 30), (96, 64, 3, 3), {"padding": 1}),
+        ((32, 3, 33, 31), (16, 3, 5, 5), {"stride": (1, 2)}),
+        ((4, 64, 57, 43), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+    ],
+)
+def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords):
+    rng = np.random.default_rng(2)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    x, w, b, dout = (
+        rng.standard_normal(s, dtype=np.float32)
+        for s in (x_shape, w_shape, w_shape[:1], geometry.y_shape)
+    )
+    results = []
+    for workers in (1, 2, 3):
+        with ic.set_workers(workers):
+            results.append(all_passes(x, w, b, dout, algorithm="implicit", **keywords))
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, another)
+
+
+@needs_blas
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_infinity_reaches_what_it_reaches_in_the_spine(
+    x_shape, w_shape, keywords, arrangement, value
+):
+    rng = np.random.default_rng(3)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    x, w, dout = (rng.random(s) + 0.5 for s in (x_shape, w_shape, geometry.y_shape))
+    for array in (x, dout):
+        array.reshape(-1)[rng.integers(array.size)] = value
+    one = all_passes(x, w, None, dout, algorithm="implicit", **keywords)
+    other = all_passes(x, w, None, dout, algorithm="im2col", **keywords)
+    for ours, theirs in zip(one, other, strict=True):
+        np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
+
+
+@needs_blas
+def test_no_product_touches_what_lies_beside_its_arrays():
+    rng = np.random.default_rng(4)
+    count, m, n, k = 5, 3, 4, 6
+    products = Products(
+        m,
+        n,
+        k,
+        Operand(np.arange(count) * m * k, k),
+        Operand(0, n),
+        Operand(np.arange(count) * m * n, n),
+    )
+    room = [np.full(size + 200, np.nan) for size in products.reach]
+    a, b, c = (space[100 : 100 + size] for space, size in zip(room, products.reach, strict=True))
+    a[:], b[:], c[:] = rng.random(a.size), rng.random(b.size), 0
+    private_blas().run(products, a, b, c)
+    np.testing.assert_allclose(
+        c.reshape(count, m, n), a.reshape(count, m, k) @ b.reshape(k, n), rtol=1e-14
+    )
+    for space in room:
+        assert np.isnan(space[:100]).all()
+        assert np.isnan(space[-100:]).all()
+    for short in range(3):
+        arrays = [a, b, c]
+        arrays[short] = arrays[short][:-1]
+        with pytest.raises(ValueError, match="the products need"):
+            private_blas().run(products, *arrays)
+
+
+@pytest.mark.parametrize(
+    "a", [Operand(-1, 6), Operand(0, 5)], ids=["before its array", "rows that overlap"]
+)
+def test_products_refuse_matrices_that_cannot_be(a):
+    with pytest.raises(ValueError, match="a matrix of the products"):
+        Products(3, 4, 6, a, Operand(0, 4), Operand(0, 4))
+
+
+def test_implicit_without_the_library_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("im2col_conv.engine.choice.private_blas", lambda: None)
+    with pytest.raises(ImportError, match="private BLAS"):
+        ic.conv(np.ones((1, 1, 4, 5)), np.ones((1, 1, 3, 3)), algorithm="implicit")
+    assert ic.conv(np.ones((1, 1, 4, 5)), np.ones((1, 1, 3, 3))).shape == (1, 1, 2, 3)
