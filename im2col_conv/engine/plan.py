@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from im2col_conv.arrays import Array
 from im2col_conv.engine.tiling import Tiling, is_small
 
-__all__ = ["Plan", "workers_for"]
+__all__ = ["Plan", "scratch_bytes", "total_of", "workers_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +52,11 @@ def workers_for(plan: Plan, workers: int, workspace: int) -> int:
 def scratch_bytes(plan: Plan, workers: int, workspace: int) -> int:
     """Return the scratch memory that the pass takes with so many workers, in bytes."""
     return plan.shared_bytes + plan.worker_bytes * workers_for(plan, workers, workspace)
+
+
+def total_of(sums: Array) -> Array:
+    """Add partial sums to the first, in order."""
+    total: Array = sums[0]
+    for partial in sums[1:]:
+        total += partial
+    return total

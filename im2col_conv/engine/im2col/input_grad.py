@@ -18,6 +18,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.boxes import outputs_touching
 from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_matrix
 from im2col_conv.engine.plan import Plan, workers_for
 from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
@@ -185,11 +186,6 @@ def _touched(
     geometry: ConvGeometry, cells: Ends, step: tuple[int, ...]
 ) -> tuple[list[int], Tiling]:
     """Return where the outputs start whose windows may hold one of ``cells``, and their tiles."""
-    starts, extent = [], []
-    for (first, stop), reach, stride, (before, _), out in zip(
-        cells, geometry.reach, geometry.stride, geometry.padding, geometry.out, strict=True
-    ):
-        start = max(-((reach - 1 - before - first) // stride), 0)
-        starts.append(start)
-        extent.append(max(min((stop - 1 + before) // stride + 1, out) - start, 0))
-    return starts, Tiling(tuple(extent), step)
+    touching = outputs_touching(geometry, tuple(slice(*axis) for axis in cells))
+    extent = tuple(axis.stop - axis.start for axis in touching)
+    return [axis.start for axis in touching], Tiling(extent, step)

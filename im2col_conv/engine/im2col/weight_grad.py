@@ -17,7 +17,7 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.im2col.columns import Columns, columns_for, tile_matrix
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
-from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.plan import Plan, total_of, workers_for
 from im2col_conv.engine.tiling import SHARES, affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
@@ -103,17 +103,9 @@ def weight_grad(
 
     run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
     if dw is not None:
-        dw[...] = columns.unpacked(_total(dw_sums)).reshape(dw.shape)
+        dw[...] = columns.unpacked(total_of(dw_sums)).reshape(dw.shape)
     if db is not None:
-        db[...] = _total(db_sums).reshape(db.shape)
-
-
-def _total(sums: Array) -> Array:
-    """Add the partial sums to the first, in order."""
-    total: Array = sums[0]
-    for partial in sums[1:]:
-        total += partial
-    return total
+        db[...] = total_of(db_sums).reshape(db.shape)
 
 
 def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box: Slices) -> Array:

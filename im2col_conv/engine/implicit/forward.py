@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
+from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
     arrangement_for,
@@ -16,6 +16,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_of,
     list_bytes,
     tiles_of,
+    weight_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
@@ -29,8 +30,8 @@ __all__ = ["forward", "plan_forward"]
 @lru_cache(maxsize=256)
 def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
     """Draw the tiles of a forward pass, over (groups, blocks of F, N, *out)."""
-    shared = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement = arrangement_for(geometry)
+    shared = weight_bytes(geometry, arrangement, dtype)
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
     _, _, n, *box = tiling.step

@@ -46,7 +46,6 @@ class ChannelsInner:
     interleaved: bool
 
     def chunk(self, channels: int) -> int:
-        """Return how many channels of a result are the least that one task makes."""
         return min(channels, BLOCK)
 
     def partners(self, channels: slice) -> slice:

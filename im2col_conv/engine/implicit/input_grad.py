@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.implicit.boxes import most_outputs, outputs_touching
+from im2col_conv.engine.boxes import most_outputs, outputs_touching
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
     arrangement_for,
@@ -20,6 +20,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_of,
     list_bytes,
     tiles_of,
+    weight_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
@@ -33,8 +34,8 @@ __all__ = ["input_grad", "plan_input_grad"]
 @lru_cache(maxsize=256)
 def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
     """Draw the tiles of a pass to the input, over (groups, blocks of C, N, *size)."""
-    shared = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement = arrangement_for(geometry)
+    shared = weight_bytes(geometry, arrangement, dtype)
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
     _, _, n, *cells = tiling.step

@@ -38,7 +38,6 @@ class ChannelsOuter:
     interleaved: bool
 
     def chunk(self, channels: int) -> int:
-        """Return how many channels of a result are the least that one task makes."""
         return channels
 
     def partners(self, channels: slice) -> slice:

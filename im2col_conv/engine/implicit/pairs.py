@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices
 
-__all__ = ["Axis", "Pairs", "pairs_of"]
+__all__ = ["Axis", "Pairs", "axes_between", "pairs_of"]
 
 
 class Axis(NamedTuple):
@@ -58,6 +60,29 @@ class Axis(NamedTuple):
             else:
                 found.append((out, cell, tap, 1))
         return found
+
+
+def axes_between(geometry: ConvGeometry, box: Slices, cells: Slices) -> tuple[Axis, ...]:
+    """Return how the outputs ``box`` meet ``cells``: the same for all tiles that lie alike."""
+    return tuple(
+        Axis(
+            outs=o.stop - o.start,
+            cells=max(i.stop - i.start, 0),
+            lead=o.start * stride - before - i.start,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+        )
+        for o, i, stride, (before, _), kernel, dilation in zip(
+            box,
+            cells,
+            geometry.stride,
+            geometry.padding,
+            geometry.kernel,
+            geometry.dilation,
+            strict=True,
+        )
+    )
 
 
 class Pairs(NamedTuple):

@@ -10,9 +10,9 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.bands import Bands
-from im2col_conv.engine.implicit.boxes import axes_between
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, Tiling, cut
@@ -27,6 +27,7 @@ __all__ = [
     "list_bytes",
     "shares_of",
     "tiles_of",
+    "weight_bytes",
 ]
 
 # Measured: docs/performance.md.
@@ -112,6 +113,14 @@ def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -
     planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
     extent, step = planes.extent, planes.step
     return Tiling((1, extent[0], geometry.N, *extent[1:]), (1, step[0], 1, *step[1:]))
+
+
+def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dtype[Any]) -> int:
+    """Return what arranged weights take, of either pass: blocks are whole, bands have zeros."""
+    G, C, F = channels_in_groups(geometry, arrangement)
+    taps = geometry.kernel
+    shapes = ((G, F, geometry.C // geometry.groups, *taps), (G, C, F, *taps))
+    return max(math.prod(arrangement.weight_sums(shape)) for shape in shapes) * dtype.itemsize
 
 
 def list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:

@@ -36,14 +36,6 @@ class Tile(NamedTuple):
             taps *= axis.kernel
         return taps
 
-    @property
-    def outs(self) -> int:
-        """Output positions of an image."""
-        outs = 1
-        for axis in self.axes:
-            outs *= axis.outs
-        return outs
-
 
 class Arrangement(Protocol):
     """How the numbers of a tile lie in memory, and the products that follow from it.

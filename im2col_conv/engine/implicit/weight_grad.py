@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
+from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
     arrangement_for,
@@ -22,10 +22,11 @@ from im2col_conv.engine.implicit.plan import (
     list_bytes,
     shares_of,
     tiles_of,
+    weight_bytes,
 )
 from im2col_conv.engine.implicit.tile import Shape
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.plan import workers_for
+from im2col_conv.engine.plan import total_of, workers_for
 from im2col_conv.engine.tiling import Tiling
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
@@ -51,8 +52,8 @@ def plan_weight_grad(
     geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
-    sum_bytes = geometry.F * geometry.gemm.K * dtype.itemsize
     arrangement, shares = arrangement_for(geometry), shares_of(geometry)
+    sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, C, F = channels_in_groups(geometry, arrangement)
     most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
     available = workspace - (most + 1) * sum_bytes
@@ -102,7 +103,8 @@ def weight_grad(
         groups, part = plan.chunks[chunk]
         g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
         total = dw_sums[number, g, part]
-        total[...] = 0
+        if dw is not None:
+            total[...] = 0
         tiles = plan.tiling.boxes
         for at in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
             images, *box = plan.tiling[at]
@@ -120,14 +122,6 @@ def weight_grad(
 
     run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
     if dw is not None:
-        arrangement.unpack(_total(dw_sums), dw.reshape(w_shape))
+        arrangement.unpack(total_of(dw_sums), dw.reshape(w_shape))
     if db is not None:
-        db[...] = _total(db_sums).reshape(db.shape)
-
-
-def _total(sums: Array) -> Array:
-    """Add the partial sums to the first, in order."""
-    total: Array = sums[0]
-    for partial in sums[1:]:
-        total += partial
-    return total
+        db[...] = total_of(db_sums).reshape(db.shape)

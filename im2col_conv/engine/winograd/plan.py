@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from im2col_conv.engine.implicit.boxes import cells_seen, most_cells
+from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import Tiling, cut, is_small
 from im2col_conv.engine.winograd.stages import BLOCK, blocks, row_length, sizes_of

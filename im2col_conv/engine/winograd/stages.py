@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.winograd.tile import Axis, Chunk
 from im2col_conv.engine.winograd.transforms import transform_for
@@ -31,9 +32,6 @@ from im2col_conv.engine.winograd.transforms import transform_for
 __all__ = ["BLOCK", "Sizes", "Stages", "blocks", "row_length", "sizes_of", "stages_of"]
 
 BLOCK = 64  # filters of one product
-SPARE = 16  # without them rows of 1024 numbers begin in the same few sets of the cache
-SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
-KEPT = 64  # chunks whose lists are kept: whole ones, and those at the edges
 
 
 class Sizes(NamedTuple):

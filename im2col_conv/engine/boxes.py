@@ -1,12 +1,11 @@
-"""Which cells belong to a box of outputs, which outputs to a box of cells, and how they meet."""
+"""Which cells belong to a box of outputs, and which outputs to a box of cells."""
 
 from __future__ import annotations
 
-from im2col_conv.engine.implicit.pairs import Axis
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["axes_between", "cells_seen", "most_cells", "most_outputs", "outputs_touching"]
+__all__ = ["cells_seen", "most_cells", "most_outputs", "outputs_touching"]
 
 
 def cells_seen(geometry: ConvGeometry, box: Slices) -> Slices:
@@ -32,29 +31,6 @@ def outputs_touching(geometry: ConvGeometry, cells: Slices) -> Slices:
         end = min((inside.stop - 1 + before) // stride + 1, out)
         touching.append(slice(first, max(first, end)))
     return tuple(touching)
-
-
-def axes_between(geometry: ConvGeometry, box: Slices, cells: Slices) -> tuple[Axis, ...]:
-    """Return how the outputs ``box`` meet ``cells``: the same for all tiles that lie alike."""
-    return tuple(
-        Axis(
-            outs=o.stop - o.start,
-            cells=max(i.stop - i.start, 0),
-            lead=o.start * stride - before - i.start,
-            kernel=kernel,
-            stride=stride,
-            dilation=dilation,
-        )
-        for o, i, stride, (before, _), kernel, dilation in zip(
-            box,
-            cells,
-            geometry.stride,
-            geometry.padding,
-            geometry.kernel,
-            geometry.dilation,
-            strict=True,
-        )
-    )
 
 
 def most_cells(geometry: ConvGeometry, outs: tuple[int, ...]) -> tuple[int, ...]:
