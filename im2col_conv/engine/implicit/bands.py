@@ -91,7 +91,9 @@ class Bands:
             part = image[..., phase::stride].swapaxes(0, 1)
             part[...] = memory[phase, ..., : part.shape[-1]]
 
-    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
         """Return the bands: (1, C, outer taps, taps of the last axis, rows, K)."""
         bands = np.zeros(self.weight_sums(w.shape), dtype)
         rows, taps = self._diagonals(w.shape[-2])
@@ -106,7 +108,7 @@ class Bands:
         _, channels, _, *outer, rows, last = shape
         return (1, channels, math.prod(outer), last, ROWS, self._depth(rows))
 
-    def unpack(self, sums: Array, dw: Array) -> None:
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
         rows, taps = self._diagonals(dw.shape[-2])
         planes = dw.reshape(dw.shape[1], -1, *dw.shape[-2:])
         diagonals = sums.transpose(4, 5, 0, 1, 2, 3)[rows, taps]

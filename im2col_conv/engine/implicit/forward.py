@@ -63,10 +63,12 @@ def forward(
     """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, _, F = channels_in_groups(geometry, arrangement)
+    workers = workers_for(plan, workers, workspace)
     x, y = by_group(x, G), by_group(y, G)
 
     def arranged(w: Array) -> Array:
-        return arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+        by_filter = w.reshape(G, F, *w.shape[1:])
+        return arrangement.forward_weights(by_filter, plan.dtype, blas, workers)
 
     W = weights.form(("forward", arrangement, G, plan.dtype), arranged)
     bias = np.zeros((G, F), plan.dtype) if b is None else b.reshape(G, F).astype(plan.dtype)
@@ -82,4 +84,4 @@ def forward(
         arrangement.forward(blas, tile, lines, W[g, part], sums)
         arrangement.store(blas, scratch, sums, target, 1)
 
-    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+    run_tasks(fill, plan.tasks, workers)

@@ -13,6 +13,7 @@ in the same few sets of the cache: a product then takes up to twice as long (doc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,16 +21,20 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.implicit.moves import move, move_matrix
 from im2col_conv.engine.implicit.pairs import Axis, Pairs, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
-from im2col_conv.engine.workers import Scratch
+from im2col_conv.engine.tiling import Tiling
+from im2col_conv.engine.workers import Scratch, run_tasks
 
 __all__ = ["ChannelsInner"]
 
-BLOCK = 64  # channels or filters of one product
+BLOCK = 64  # channels or filters of one product, along its rows of the result
+DEPTH = 256  # and along the other axis of the weights, of which a product has 64 or more
+PACKED_AT_ONCE = 2**16  # weights, which stay in the cache between two copies
+WORTH_SHARING = 2**20  # bytes of weights
 
 
 @dataclass(frozen=True)
@@ -78,26 +83,61 @@ class ChannelsInner:
     ) -> None:
         move(blas, self._view(memory, image.shape), image)
 
-    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
-        """Return (g, blocks of F, C, taps, 64)."""
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, blocks of F, taps, C, 64)."""
         g, F, C = w.shape[:3]
-        return _pack(blas, w.reshape(g, F, C, -1).swapaxes(1, 2), dtype)
+        weights = w.reshape(g, F, C, -1)
+        W = np.empty(_packed_shape(g, C, F, weights.shape[-1]), dtype)
 
-    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
-        """Return (g, blocks of C, F, taps, 64)."""
+        def fill(index: int, scratch: Scratch) -> None:
+            for part, packed in _parts(weights, W, index):
+                order = (*part.shape[1:], len(part))
+                buffer = scratch.array("W", order, dtype)  # in between, as (c, tap, f)
+                move_matrix(blas, part, buffer.transpose(2, 0, 1))
+                packed[...] = buffer.swapaxes(0, 1)
+
+        run_tasks(fill, g * W.shape[1], _packers(W, workers))
+        return W
+
+    def input_grad_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, blocks of C, taps, F, 64)."""
         g, F, C = w.shape[:3]
-        return _pack(blas, w.reshape(g, F, C, -1), dtype)
+        weights = w.reshape(g, F, C, -1)
+        W = np.empty(_packed_shape(g, F, C, weights.shape[-1]), dtype)
+        rows = max(1, PACKED_AT_ONCE // weights[0, 0].size)
+        tiling = Tiling((g, F), (1, rows))
+
+        def fill(index: int, scratch: Scratch) -> None:
+            group, f = tiling[index]
+            part = weights[group.start, f].transpose(2, 0, 1)
+            buffer = scratch.array("W", part.shape, dtype)  # in between, as (tap, f, c)
+            move_matrix(blas, part, buffer)
+            for block, (first, many) in enumerate(_blocks(C)):
+                W[group.start, block, :, f, :many] = buffer[..., first : first + many]
+
+        run_tasks(fill, tiling.boxes, _packers(W, workers))
+        return W
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *kernel = shape
         return _packed_shape(g, C, F, int(np.prod(kernel)))
 
-    def unpack(self, sums: Array, dw: Array) -> None:
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
         g, F, C = dw.shape[:3]
         weights = dw.reshape(g, F, C, -1)
-        for block, (first, many) in enumerate(_blocks(F)):
-            part = sums[:, block, :, :, :many]
-            weights[:, first : first + many] = part.transpose(0, 3, 1, 2)
+
+        def fill(index: int, scratch: Scratch) -> None:
+            for part, packed in _parts(weights, sums, index):
+                order = (*part.shape[1:], len(part))
+                buffer = scratch.array("W", order, sums.dtype)  # in between, as (c, tap, f)
+                buffer[...] = packed.swapaxes(0, 1)
+                move_matrix(blas, buffer.transpose(2, 0, 1), part)
+
+        run_tasks(fill, g * sums.shape[1], _packers(sums, workers))
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         blas.run(_forward(tile, self.interleaved, W.shape[-1]), x, W, y)
@@ -135,36 +175,45 @@ def _blocks(channels: int) -> list[tuple[int, int]]:
 
 
 def _packed_shape(groups: int, rows: int, columns: int, taps: int) -> Shape:
-    return (groups, len(_blocks(columns)), rows, taps, min(columns, BLOCK))
+    return (groups, len(_blocks(columns)), taps, rows, min(columns, BLOCK))
 
 
-def _pack(blas: OpenBlas, weights: Array, dtype: np.dtype[Any]) -> Array:
-    """Return ``weights[g, row, column, tap]`` in blocks; past the last column nothing is filled."""
-    groups, rows, columns, taps = weights.shape
-    packed = np.empty(_packed_shape(groups, rows, columns, taps), dtype)
-    for block, (first, many) in enumerate(_blocks(columns)):
-        part = weights[:, :, first : first + many].transpose(2, 0, 1, 3)
-        move(blas, part, packed[:, block, :, :, :many].transpose(3, 0, 1, 2))
-    return packed
+def _parts(weights: Array, packed: Array, index: int) -> Iterator[tuple[Array, Array]]:
+    """Yield parts of block ``index`` of ``weights[g, f, c, tap]``, and of packed (tap, c, f)."""
+    _, F, C, taps = weights.shape
+    group, block = divmod(index, packed.shape[1])
+    first, many = _blocks(F)[block]
+    step = max(1, PACKED_AT_ONCE // (taps * many))
+    for c in range(0, C, step):
+        yield (
+            weights[group, first : first + many, c : c + step],
+            packed[group, block, :, c : c + step, :many],
+        )
+
+
+def _packers(packed: Array, workers: int) -> int:
+    """Return how many workers to arrange weights with."""
+    return workers if packed.nbytes >= WORTH_SHARING else 1
 
 
 class _Lines:
-    """The lines of a tile as operands, to be broadcast as (blocks, blocks, pairs)."""
+    """The lines of a tile as operands, to be broadcast as (blocks, pairs, pieces)."""
 
     def __init__(self, tile: Tile, interleaved: bool, *, by_tap: bool = False) -> None:
         together = tile.images if interleaved else 1
         each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
-        longest = max(SMALL_PRODUCT // (min(tile.C, BLOCK) * min(tile.F, BLOCK) * together), 1)
+        deepest = min(max(tile.C, tile.F), DEPTH) * min(tile.C, tile.F, BLOCK)
+        longest = max(SMALL_PRODUCT // (deepest * together), 1)
         last = tile.axes[-1]
         pairs = pairs_of((each_image, *tile.axes), longest)
         if by_tap:
             order = np.argsort(pairs.tap * last.kernel + pairs.last_tap, kind="stable")
             pairs = Pairs(*(numbers[order] for numbers in pairs))
         self._tile = tile
-        self.length = pairs.length * together
-        self.tap = pairs.tap * last.kernel + pairs.last_tap
-        self._out = (pairs.out * last.outs + pairs.at) * together
-        self._cell = (pairs.cell * last.cells + pairs.last_cell) * together
+        self.length = (pairs.length * together)[:, None]
+        self.tap = (pairs.tap * last.kernel + pairs.last_tap)[:, None]
+        self._out = ((pairs.out * last.outs + pairs.at) * together)[:, None]
+        self._cell = ((pairs.cell * last.cells + pairs.last_cell) * together)[:, None]
 
     def x(self, c: Array) -> Operand:
         """Return the cells of each pair, from channel ``c``."""
@@ -177,15 +226,14 @@ class _Lines:
         return Operand(self._out * row + f, row)
 
     def weights(self, block: Array, row: Array, rows: int, width: int) -> Operand:
-        """Return each pair's tap in weights packed as (blocks, rows, taps, width)."""
-        taps = self._tile.taps
-        return Operand(((block * rows + row) * taps + self.tap) * width, taps * width)
+        """Return each pair's tap in weights packed as (blocks, taps, rows, width)."""
+        return Operand(((block * self._tile.taps + self.tap) * rows + row) * width, width)
 
 
 @lru_cache(maxsize=KEPT)
 def _forward(tile: Tile, interleaved: bool, width: int) -> Products:
     lines = _Lines(tile, interleaved)
-    (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
+    (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W = lines.weights(f_block, c, tile.C, width)
     return Products(lines.length, F, C, lines.x(c), W, lines.y(f))
@@ -194,7 +242,7 @@ def _forward(tile: Tile, interleaved: bool, width: int) -> Products:
 @lru_cache(maxsize=KEPT)
 def _input_grad(tile: Tile, interleaved: bool, width: int) -> Products:
     lines = _Lines(tile, interleaved)
-    (c, C, c_block), (f, F, _) = _outer_blocks(tile.C), _inner_blocks(tile.F)
+    (c, C, c_block), (f, F) = _outer_blocks(tile.C), _pieces(tile.F)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W = lines.weights(c_block, f, tile.F, width)
     return Products(lines.length, C, F, lines.y(f), W, lines.x(c))
@@ -203,7 +251,7 @@ def _input_grad(tile: Tile, interleaved: bool, width: int) -> Products:
 @lru_cache(maxsize=KEPT)
 def _weight_grad(tile: Tile, interleaved: bool, width: int) -> Products:
     lines = _Lines(tile, interleaved, by_tap=True)
-    (f, F, f_block), (c, C, _) = _outer_blocks(tile.F), _inner_blocks(tile.C)
+    (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
     dW = lines.weights(f_block, c, tile.C, width)
     return Products(C, F, lines.length, lines.x(c), lines.y(f), dW, transposed="a")
@@ -215,7 +263,8 @@ def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:
     return first[:, None, None], many[:, None, None], np.arange(len(first))[:, None, None]
 
 
-def _inner_blocks(channels: int) -> tuple[Array, Array, Array]:
-    """Return the same along the second axis."""
-    first, many, number = (numbers.swapaxes(0, 1) for numbers in _outer_blocks(channels))
-    return first, many, number
+def _pieces(channels: int) -> tuple[Array, Array]:
+    """Return first and how many of even pieces of at most DEPTH channels, along the last axis."""
+    pieces = -(-channels // DEPTH)
+    bounds = np.arange(pieces + 1) * channels // pieces
+    return bounds[:-1], np.diff(bounds)

@@ -68,10 +68,12 @@ def input_grad(
     """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, C, F = channels_in_groups(geometry, arrangement)
+    workers = workers_for(plan, workers, workspace)
     dx, dout = by_group(dx, G), by_group(dout, G)
 
     def arranged(w: Array) -> Array:
-        return arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, blas)
+        by_filter = w.reshape(G, F, *w.shape[1:])
+        return arrangement.input_grad_weights(by_filter, plan.dtype, blas, workers)
 
     W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged)
     bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C).astype(plan.dtype)
@@ -87,4 +89,4 @@ def input_grad(
         arrangement.input_grad(blas, tile, lines, W[g, part], sums)
         arrangement.store(blas, scratch, sums, target, stride)
 
-    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+    run_tasks(fill, plan.tasks, workers)

@@ -7,30 +7,27 @@ import math
 from im2col_conv.arrays import Array
 from im2col_conv.engine.openblas import OpenBlas
 
-__all__ = ["move", "move_images"]
+__all__ = ["move", "move_images", "move_matrix"]
 
 WORTH_A_CALL = 4096  # numbers; below, one copy by NumPy is faster than many calls
 
 
 def move(blas: OpenBlas, source: Array, target: Array) -> None:
     """Copy ``source[c, n, *cells]`` to ``target``, image by image."""
-    if source.dtype == target.dtype and source.size:
-        for image in range(source.shape[1]):
-            _move_matrix(blas, source[:, image], target[:, image])
-    else:
-        target[...] = source
+    for image in range(source.shape[1]):
+        move_matrix(blas, source[:, image], target[:, image])
 
 
 def move_images(blas: OpenBlas, source: Array, target: Array) -> None:
     """Copy ``source[c, n, *cells]`` to ``target``, all images at once."""
-    if source.dtype == target.dtype and source.size:
-        _move_matrix(blas, source.swapaxes(0, 1), target.swapaxes(0, 1))
-    else:
+    move_matrix(blas, source.swapaxes(0, 1), target.swapaxes(0, 1))
+
+
+def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
+    """Copy ``source[row, *columns]`` to ``target``, in parts where it is no matrix as a whole."""
+    if source.dtype != target.dtype or not source.size:
         target[...] = source
-
-
-def _move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
-    """Copy ``source[row, *columns]``, in parts where it is no matrix as a whole."""
+        return
     a, out = _matrix(source), _matrix(target)
     if a is not None and out is not None and _lies(a) and _lies(out.T):
         blas.transpose(a, out.T)
@@ -38,7 +35,7 @@ def _move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
         blas.transpose(a.T, out)
     elif source.ndim > 2 and source[:, 0].size >= WORTH_A_CALL:
         for cells in range(source.shape[1]):
-            _move_matrix(blas, source[:, cells], target[:, cells])
+            move_matrix(blas, source[:, cells], target[:, cells])
     else:
         target[...] = source
 

@@ -85,7 +85,9 @@ class ChannelsOuter:
         if self.interleaved:
             move_images(blas, target, image)
 
-    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
         """Return (g, 1, taps of the last axis, F, other taps, C)."""
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
@@ -97,7 +99,7 @@ class ChannelsOuter:
         g, F, C, *outer, last = shape
         return (g, 1, last, int(np.prod(outer)), C, F)
 
-    def unpack(self, sums: Array, dw: Array) -> None:
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
         g, F, C, *_, last = dw.shape
         dw.reshape(g, F, C, -1, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
 

@@ -75,16 +75,20 @@ class Arrangement(Protocol):
     ) -> None:
         """Fill ``image`` with the numbers of its memory."""
 
-    def forward_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
         """Return ``w[g, f, c, *tap]`` as the forward products read it, group by group."""
 
-    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], blas: OpenBlas) -> Array:
+    def input_grad_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
         """Return ``w[g, f, c, *tap]`` as the products of dx read it."""
 
     def weight_sums(self, shape: Shape) -> Shape:
         """Return the shape in which dw (g, f, c, *tap) is added up."""
 
-    def unpack(self, sums: Array, dw: Array) -> None:
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
         """Fill ``dw[g, f, c, *tap]``."""
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:

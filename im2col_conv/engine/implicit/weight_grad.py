@@ -93,6 +93,7 @@ def weight_grad(
     """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
     geometry, arrangement = plan.geometry, plan.arrangement
     G, _, F = channels_in_groups(geometry, arrangement)
+    workers = workers_for(plan, workers, workspace)
     x, dout = by_group(x, G), by_group(dout, G)
     w_shape = (G, F, *geometry.w_shape[1:])
     dw_sums = np.empty((plan.sums, *arrangement.weight_sums(w_shape)), plan.dtype)
@@ -120,8 +121,8 @@ def weight_grad(
                 douts = arrangement.load(blas, scratch, "dout", given, 1, plan.dtype)
                 arrangement.weight_grad(blas, tile, douts, lines, total)
 
-    run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
+    run_tasks(add_tiles, plan.tasks, workers)
     if dw is not None:
-        arrangement.unpack(total_of(dw_sums), dw.reshape(w_shape))
+        arrangement.unpack(total_of(dw_sums), dw.reshape(w_shape), blas, workers)
     if db is not None:
         db[...] = total_of(db_sums).reshape(db.shape)
