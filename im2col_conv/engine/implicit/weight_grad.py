@@ -33,6 +33,8 @@ from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["plan_weight_grad", "weight_grad"]
 
+CHEAP_SUM = 2**20  # bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradPlan(ImplicitPlan):
@@ -59,8 +61,13 @@ def plan_weight_grad(
     available = workspace - (most + 1) * sum_bytes
     whole = tiles_of(geometry, arrangement, geometry.out, F, dtype, available)
     tiling = Tiling(whole.extent[2:], whole.step[2:])
-    # Bands: some planes a task. Else one chunk, since the cells that it copies serve many taps.
-    chunks = Tiling(whole.extent[:2], whole.step[:2] if geometry.groups > G else (1, 1))
+    # Bands: some planes a task. Else chunks copy the same cells each, so sums are shared instead
+    # where it costs little to add them up.
+    groups, blocks = whole.extent[:2]
+    step = whole.step[1] if geometry.groups > G else 1
+    if geometry.groups == G and sum_bytes <= CHEAP_SUM:
+        step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
+    chunks = Tiling((groups, blocks), (1, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
     numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
