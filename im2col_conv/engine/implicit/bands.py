@@ -56,6 +56,9 @@ class Bands:
     def numbers(self, shape: Shape, stride: int) -> int:
         return math.prod(_order(shape, stride))
 
+    def packing(self, shape: Shape) -> int:
+        return 0
+
     def load(
         self,
         blas: OpenBlas,

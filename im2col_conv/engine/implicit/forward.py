@@ -14,9 +14,9 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
-    list_bytes,
     tiles_of,
     weight_bytes,
+    worker_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
@@ -41,7 +41,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, tuple(box)),
+        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
         shared_bytes=shared,
         flops=geometry.flops,
         geometry=geometry,

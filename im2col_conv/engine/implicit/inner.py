@@ -60,6 +60,11 @@ class ChannelsInner:
         c, *positions = shape
         return int(np.prod(positions)) * (c + SPARE)
 
+    def packing(self, shape: Shape) -> int:
+        _, C, *kernel = shape
+        least = int(np.prod(kernel)) * max(C, BLOCK)  # one filter, or a channel of one block
+        return min(max(PACKED_AT_ONCE, least), int(np.prod(shape)))
+
     def load(
         self,
         blas: OpenBlas,

@@ -18,9 +18,9 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
-    list_bytes,
     tiles_of,
     weight_bytes,
+    worker_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import workers_for
@@ -46,7 +46,7 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, outs),
+        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, outs, dtype),
         shared_bytes=shared,
         flops=geometry.flops,
         geometry=geometry,

@@ -49,6 +49,9 @@ class ChannelsOuter:
             np.prod(cells)
         )
 
+    def packing(self, shape: Shape) -> int:
+        return 0
+
     def load(
         self,
         blas: OpenBlas,

@@ -24,10 +24,10 @@ __all__ = [
     "arrangement_for",
     "channels_in_groups",
     "channels_of",
-    "list_bytes",
     "shares_of",
     "tiles_of",
     "weight_bytes",
+    "worker_bytes",
 ]
 
 # Measured: docs/performance.md.
@@ -123,7 +123,23 @@ def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dty
     return max(math.prod(arrangement.weight_sums(shape)) for shape in shapes) * dtype.itemsize
 
 
-def list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
+def worker_bytes(
+    geometry: ConvGeometry,
+    arrangement: Arrangement,
+    numbers: int,
+    images: int,
+    outs: Shape,
+    dtype: np.dtype[Any],
+) -> int:
+    """Return what a worker takes: ``numbers`` of a tile and its list, or weights half arranged."""
+    _, C, F = channels_in_groups(geometry, arrangement)
+    packing = arrangement.packing((F, C, *geometry.kernel))
+    return max(
+        numbers * dtype.itemsize + _list_bytes(geometry, images, outs), packing * dtype.itemsize
+    )
+
+
+def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
     """Return about what the list of products of a tile takes: some numbers for each product."""
     lines = images * math.prod(outs[:-1]) * geometry.taps
     depth, width = (-(-n // geometry.groups // 64) for n in (geometry.C, geometry.F))

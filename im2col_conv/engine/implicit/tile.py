@@ -53,6 +53,9 @@ class Arrangement(Protocol):
     def numbers(self, shape: Shape, stride: int) -> int:
         """Return the numbers in the memory of an image of the shape (c, n, *cells)."""
 
+    def packing(self, shape: Shape) -> int:
+        """Return the numbers of a worker that arranges weights of the shape (f, c, *tap)."""
+
     def load(
         self,
         blas: OpenBlas,

@@ -19,10 +19,10 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
-    list_bytes,
     shares_of,
     tiles_of,
     weight_bytes,
+    worker_bytes,
 )
 from im2col_conv.engine.implicit.tile import Shape
 from im2col_conv.engine.openblas import OpenBlas
@@ -76,7 +76,7 @@ def plan_weight_grad(
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
-        worker_bytes=numbers * dtype.itemsize + list_bytes(geometry, n, tuple(box)),
+        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
         shared_bytes=sums * sum_bytes,
         flops=geometry.flops,
         geometry=geometry,
