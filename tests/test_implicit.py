@@ -26,6 +26,7 @@ LAYERS = [
     ),
     ((2, 70, 11, 8), (130, 35, 4, 3), {"stride": (1, 3), "groups": 2, "padding": 2}, ChannelsInner),
     ((2, 150, 17), (20, 150, 3), {"padding": 1, "dilation": 2}, ChannelsInner),
+    ((1, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
     ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
     ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, ChannelsOuter),
     ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, ChannelsOuter),
@@ -109,6 +110,7 @@ def test_equals_the_spine_for_any_geometry(data):
     ("x_shape", "w_shape", "keywords"),
     [
         ((4, 64, 40, 30), (96, 64, 3, 3), {"padding": 1}),
+        ((2, 300, 9, 8), (270, 300, 3, 3), {"padding": 1}),  # weights that workers share
         ((32, 3, 33, 31), (16, 3, 5, 5), {"stride": (1, 2)}),
         ((4, 64, 57, 43), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
     ],

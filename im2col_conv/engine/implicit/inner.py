@@ -33,7 +33,7 @@ __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # channels or filters of one product, along its rows of the result
 DEPTH = 256  # and along the other axis of the weights, of which a product has 64 or more
-PACKED_AT_ONCE = 2**16  # weights, which stay in the cache between two copies
+PACKED_AT_ONCE = 2**18  # weights, which stay in the cache between two copies
 WORTH_SHARING = 2**20  # bytes of weights
 
 
