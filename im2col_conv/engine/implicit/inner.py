@@ -4,8 +4,9 @@ r"""Channels innermost: a line of cells is a matrix with a row for each cell.
           dx_{line} \mathrel{+}= dout_{line}\, W_t^T, \quad
           dW_t \mathrel{+}= x_{line}^T \, dout_{line}
 
-for each tap t and blocks of 64 channels and 64 filters. With stride 1, the images of a tile lie
-cell by cell, so that lines are as many times longer; with another, one image follows the other.
+for each tap t, blocks of 64 columns of W_t (or of its transpose) and pieces of up to 256 of its
+rows, which lie one after the other. With stride 1, the images of a tile lie cell by cell, so that
+lines are as many times longer; with another, one image follows the other.
 
 A row has some numbers more than channels. Without them the rows of 1024 channels would all begin
 in the same few sets of the cache: a product then takes up to twice as long (docs/performance.md).
@@ -31,10 +32,10 @@ from im2col_conv.engine.workers import Scratch, run_tasks
 
 __all__ = ["ChannelsInner"]
 
-BLOCK = 64  # channels or filters of one product, along its rows of the result
-DEPTH = 256  # and along the other axis of the weights, of which a product has 64 or more
-PACKED_AT_ONCE = 2**18  # weights, which stay in the cache between two copies
-WORTH_SHARING = 2**20  # bytes of weights
+BLOCK = 64  # columns of the weights in one product
+DEPTH = 256  # most rows of the weights in one product
+PACKED_AT_ONCE = 2**18  # numbers of weights between the two copies that arrange them
+WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
 
 
 @dataclass(frozen=True)
