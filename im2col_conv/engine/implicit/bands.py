@@ -53,7 +53,7 @@ class Bands:
     def partners(self, channels: slice) -> slice:
         return channels
 
-    def numbers(self, shape: Shape, stride: int) -> int:
+    def numbers(self, name: str, shape: Shape, stride: int) -> int:
         return math.prod(_order(shape, stride))
 
     def packing(self, shape: Shape) -> int:
@@ -86,7 +86,13 @@ class Bands:
         return memory
 
     def store(
-        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        stride: int,
     ) -> None:
         if _planes(image, stride, memory.dtype) is not None:
             return

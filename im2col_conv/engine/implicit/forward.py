@@ -35,8 +35,8 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
     _, _, n, *box = tiling.step
-    numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
-        (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
+    numbers = arrangement.numbers("y", (F, n, *box), 1) + arrangement.numbers(
+        "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
     )
     return ImplicitPlan(
         tiling=tiling,
@@ -82,6 +82,6 @@ def forward(
         lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
         sums = arrangement.start(scratch, "y", target, 1, bias[g, f])
         arrangement.forward(blas, tile, lines, W[g, part], sums)
-        arrangement.store(blas, scratch, sums, target, 1)
+        arrangement.store(blas, scratch, "y", sums, target, 1)
 
     run_tasks(fill, plan.tasks, workers)

@@ -57,7 +57,7 @@ class ChannelsInner:
     def partners(self, channels: slice) -> slice:
         return slice(None)
 
-    def numbers(self, shape: Shape, stride: int) -> int:
+    def numbers(self, name: str, shape: Shape, stride: int) -> int:
         c, *positions = shape
         return int(np.prod(positions)) * (c + SPARE)
 
@@ -85,7 +85,13 @@ class ChannelsInner:
         return memory
 
     def store(
-        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        stride: int,
     ) -> None:
         move(blas, self._view(memory, image.shape), image)
 

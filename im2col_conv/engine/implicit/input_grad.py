@@ -40,8 +40,8 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
     _, _, n, *cells = tiling.step
     outs = most_outputs(geometry, tuple(cells))
-    numbers = arrangement.numbers((C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
-        (F, n, *outs), 1
+    numbers = arrangement.numbers("dx", (C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
+        "dout", (F, n, *outs), 1
     )
     return ImplicitPlan(
         tiling=tiling,
@@ -87,6 +87,6 @@ def input_grad(
         lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
         sums = arrangement.start(scratch, "dx", target, stride, bias[g, c])
         arrangement.input_grad(blas, tile, lines, W[g, part], sums)
-        arrangement.store(blas, scratch, sums, target, stride)
+        arrangement.store(blas, scratch, "dx", sums, target, stride)
 
     run_tasks(fill, plan.tasks, workers)

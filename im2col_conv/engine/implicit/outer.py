@@ -8,10 +8,15 @@ for each tap t of the last axis, where r taps of the axis before it, which meet 
 are one matrix: this makes products of few channels deep enough to pay. Cells of the last axis that
 are a stride apart lie side by side, in as many phases as the stride. Where lines are short, the
 images of a tile lie cell by cell.
+
+x and dx are copied to lie so. The lines of y and dout are used where they are, if they are long;
+only for dw, long lines of dout are copied with their channels innermost, since products with a
+transposed right side are slow.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import move_images
+from im2col_conv.engine.implicit.moves import move, move_images
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
@@ -29,6 +34,8 @@ from im2col_conv.engine.workers import Scratch
 __all__ = ["ChannelsOuter"]
 
 BLOCK = 64  # filters of one product
+OUTPUTS = ("y", "dout", "dout.T")
+ALIASED = 4096  # bytes from row to row that put all rows in the same few sets of the cache
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class ChannelsOuter:
     def partners(self, channels: slice) -> slice:
         return slice(None)
 
-    def numbers(self, shape: Shape, stride: int) -> int:
+    def numbers(self, name: str, shape: Shape, stride: int) -> int:
         c, n, *cells = shape
-        return int(np.prod(self._order(shape, stride))) + self.interleaved * c * n * int(
-            np.prod(cells)
-        )
+        if name == "dout.T" and not self.interleaved:
+            return n * math.prod(cells) * (c + SPARE)
+        if name in OUTPUTS:
+            return c * (n * math.prod(cells) + SPARE)
+        return math.prod(self._order(shape, stride)) + self.interleaved * math.prod(shape)
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -61,27 +70,46 @@ class ChannelsOuter:
         stride: int,
         dtype: np.dtype[Any],
     ) -> Array:
+        if name == "dout.T" and not self.interleaved:
+            return _channels_inner(blas, scratch, image, dtype)
+        if name in OUTPUTS:
+            memory = self._outputs(scratch, name, image, dtype)
+            if memory is not image:
+                move_images(blas, image, self._images(memory, image.shape))
+            return memory
         memory = scratch.array(name, self._order(image.shape, stride), dtype)
         if self.interleaved:
-            image = _images_inner(blas, scratch, image, dtype)
+            copy = _images_inner(scratch, image.shape, dtype)
+            move_images(blas, image, copy)
+            image = copy
         for phase in range(len(memory)):
             part = image[..., phase::stride]
             self._view(memory[phase], part.shape)[...] = part
         return memory
 
     def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
+        if name in OUTPUTS:
+            memory = self._outputs(scratch, name, image, values.dtype)
+            memory[...] = values.reshape(-1, *[1] * (memory.ndim - 1))
+            return memory
         memory = scratch.array(name, self._order(image.shape, stride), values.dtype)
         memory[...] = values[:, None]
         return memory
 
     def store(
-        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        stride: int,
     ) -> None:
-        target = image
-        if self.interleaved:
-            c, n, *cells = image.shape
-            target = scratch.array("images", (c, *cells, n), memory.dtype)
-            target = np.moveaxis(target, -1, 1)
+        if name in OUTPUTS:
+            if memory is not image:
+                move_images(blas, self._images(memory, image.shape), image)
+            return
+        target = _images_inner(scratch, image.shape, memory.dtype) if self.interleaved else image
         for phase in range(len(memory)):
             part = target[..., phase::stride]
             part[...] = self._view(memory[phase], part.shape)
@@ -107,16 +135,19 @@ class ChannelsOuter:
         dw.reshape(g, F, C, -1, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self.interleaved), W, x, y)
+        blas.run(_forward(tile, self.interleaved, _steps(y)), W, x, _span(y))
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile, self.interleaved), W, dout, dx)
+        blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, _span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        blas.run(_weight_grad(tile, self.interleaved), x, dout, dw)
+        if self.interleaved:
+            blas.run(_weight_grad_by_lines(tile, _steps(dout)), x, _span(dout), dw)
+        else:
+            blas.run(_weight_grad(tile), x, dout, dw)
 
     def _order(self, shape: Shape, stride: int) -> Shape:
-        """Return the shape of an image's memory: (phase, image, *outer, c, line)."""
+        """Return the shape of the memory of x or dx: (phase, image, *outer, c, line)."""
         c, n, *outer, last = shape
         together = n if self.interleaved else 1
         line = -(-last // stride) * together + SPARE
@@ -130,6 +161,21 @@ class ChannelsOuter:
         # (n // together, *outer, c, last, together)
         lines = np.moveaxis(lines[0], -1, 0) if self.interleaved else lines[..., 0]
         return np.moveaxis(lines, -2, 0)
+
+    def _outputs(self, scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
+        """Return memory (f, image, *outer, line) for y or dout: the image, if it can be."""
+        f, n, *outer, last = image.shape
+        if self.interleaved:
+            return scratch.array(name, (f, 1, *outer, last * n), dtype)
+        if _has_lines(image, dtype) and (name == "y" or image.strides[0] % ALIASED):
+            return image
+        cells = math.prod(image.shape[1:])
+        return scratch.array(name, (f, cells + SPARE), dtype)[:, :cells].reshape(image.shape)
+
+    def _images(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [f, n, *outs] of the memory of y or dout."""
+        f, n, *outs = shape
+        return np.moveaxis(memory.reshape(f, *outs, n), -1, 1) if self.interleaved else memory
 
 
 class _Lines:
@@ -145,24 +191,31 @@ class _Lines:
         self._pairs = pairs = pairs_of((images, *tile.axes), max(longest, 1), windows=True)
         self.length = pairs.length * together
         self.depth = pairs.taps * tile.C
+        self._outer = (images, *tile.axes[:-1])
         self._outer_taps = tile.taps // last.kernel
-        self._outer_cells = images.cells * int(np.prod([axis.cells for axis in tile.axes[:-1]]))
 
     def x(self) -> Operand:
         """Return the cells of each pair: a row for each tap and channel."""
         last, pairs = self._tile.axes[-1], self._pairs
         row = -(-last.cells // last.stride) * self._together + SPARE
-        lines = pairs.last_cell % last.stride * self._outer_cells + pairs.cell
+        phase = math.prod(axis.cells for axis in self._outer)
+        lines = pairs.last_cell % last.stride * phase + pairs.cell
         return Operand(
             lines * self._tile.C * row + pairs.last_cell // last.stride * self._together, row
         )
 
-    def y(self, f: Array) -> Operand:
+    def y(self, f: Array, steps: Shape) -> Operand:
         """Return the outputs of each pair: a row for each filter from ``f``."""
-        row = self._tile.axes[-1].outs * self._together + SPARE
-        return Operand(
-            (self._pairs.out * self._tile.F + f) * row + self._pairs.at * self._together, row
-        )
+        row, *outer = steps
+        at = np.unravel_index(self._pairs.out, [axis.outs for axis in self._outer])
+        lines = sum(index * step for index, step in zip(at, outer, strict=True))
+        return Operand(lines + f * row + self._pairs.at * self._together, row)
+
+    def dout_rows(self, f: Array) -> Operand:
+        """Return the outputs of each pair: a row for each of them, columns from ``f``."""
+        row = self._tile.F + SPARE
+        outs = self._pairs.out * self._tile.axes[-1].outs + self._pairs.at
+        return Operand(outs * row + f, row)
 
     def weights(self, f: Array) -> Operand:
         """Return each pair's matrix in weights (last taps, F, other taps, C)."""
@@ -178,28 +231,34 @@ class _Lines:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, interleaved: bool) -> Products:
+def _forward(tile: Tile, interleaved: bool, steps: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
     # y line (F, L) += W (F, rC) @ x lines (rC, L)
-    return Products(F, lines.length, lines.depth, lines.weights(f), lines.x(), lines.y(f))
+    return Products(F, lines.length, lines.depth, lines.weights(f), lines.x(), lines.y(f, steps))
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, interleaved: bool) -> Products:
+def _input_grad(tile: Tile, interleaved: bool, steps: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
     # dx lines (rC, L) += W.T (rC, F) @ dout line (F, L)
-    return Products(
-        lines.depth, lines.length, F, lines.weights(f), lines.y(f), lines.x(), transposed="a"
-    )
+    W, dout = lines.weights(f), lines.y(f, steps)
+    return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="a")
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, interleaved: bool) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
+def _weight_grad(tile: Tile) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=False), _blocks(tile.F)
+    # dW.T (rC, F) += x lines (rC, L) @ dout (L, F)
+    x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW)
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad_by_lines(tile: Tile, steps: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=True), _blocks(tile.F)
     # dW.T (rC, F) += x lines (rC, L) @ dout line.T (L, F)
-    return Products(
-        lines.depth, F, lines.length, lines.x(), lines.y(f), lines.weight_sums(f), transposed="b"
-    )
+    x, dout, dW = lines.x(), lines.y(f, steps), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")
 
 
 def _blocks(filters: int) -> tuple[Array, Array]:
@@ -208,9 +267,43 @@ def _blocks(filters: int) -> tuple[Array, Array]:
     return first, np.minimum(filters - first, BLOCK)
 
 
-def _images_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a copy of ``image[c, n, *cells]`` in which n is innermost."""
-    c, n, *cells = image.shape
-    copy = np.moveaxis(scratch.array("images", (c, *cells, n), dtype), -1, 1)
-    move_images(blas, image, copy)
-    return copy
+def _images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Return a view [c, n, *cells] of memory in which n is innermost."""
+    c, n, *cells = shape
+    return np.moveaxis(scratch.array("images", (c, *cells, n), dtype), -1, 1)
+
+
+def _channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
+    f, *positions = image.shape
+    memory = scratch.array("dout.T", (*positions, f + SPARE), dtype)
+    move(blas, image, np.moveaxis(memory[..., :f], -1, 0))
+    return memory
+
+
+def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:
+    """Say whether products can read the lines of ``image[f, n, *outs]``, and not only a copy."""
+    *outer, item = image.strides
+    line = image.shape[-1] * dtype.itemsize
+    return (
+        image.dtype == dtype
+        and image.flags.aligned
+        and (item == dtype.itemsize or image.shape[-1] == 1)
+        and all(
+            size == 1 or (step >= line and step % dtype.itemsize == 0)
+            for size, step in zip(image.shape[:-1], outer, strict=True)
+        )
+    )
+
+
+def _steps(memory: Array) -> Shape:
+    """Return the numbers from one line to the next, along each axis but the last."""
+    line = memory.shape[-1]
+    return tuple(max(step // memory.itemsize, line) for step in memory.strides[:-1])
+
+
+def _span(memory: Array) -> Array:
+    """Return all numbers from the first of ``memory`` to its last, as a view of one axis."""
+    reach = sum((n - 1) * step for n, step in zip(memory.shape, memory.strides, strict=True))
+    numbers = reach // memory.itemsize + 1
+    return np.lib.stride_tricks.as_strided(memory, (numbers,), (memory.itemsize,))

@@ -93,10 +93,13 @@ def tiles_of(
     channels are shared as well: their products are the same whoever makes them.
     """
     groups, C, F = channels_in_groups(geometry, arrangement)
-    # 16384 stands for any number: that of one position alone would count spare numbers as well.
-    many = 2**14
-    numbers = arrangement.numbers((F, 1, many), 1) + arrangement.numbers((C, 1, many), 1)
-    units = int(max(min(TILE_BYTES, available // 4), 1) / (numbers / many * dtype.itemsize))
+    # 64 images stand for any number: one alone would count spare numbers as well.
+    many = 64
+    numbers = arrangement.numbers("y", (F, many, *geometry.out), 1) + arrangement.numbers(
+        "x", (C, many, *geometry.size), geometry.stride[-1]
+    )
+    each = numbers / (many * math.prod(axes)) * dtype.itemsize
+    units = int(max(min(TILE_BYTES, available // 4), 1) / each)
     if isinstance(arrangement, Bands):
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))

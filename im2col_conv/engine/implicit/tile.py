@@ -40,8 +40,8 @@ class Tile(NamedTuple):
 class Arrangement(Protocol):
     """How the numbers of a tile lie in memory, and the products that follow from it.
 
-    ``image[c, n, *cells]`` is a part of x or dx, where ``stride`` is the stride of the last axis,
-    or of y or dout, where it is 1.
+    ``image[c, n, *cells]`` is a part of "x" or "dx", where ``stride`` is the stride of the last
+    axis, or of "y" or "dout", where it is 1; "dout.T" is dout as the products of dw read it.
     """
 
     def chunk(self, channels: int) -> int:
@@ -50,7 +50,7 @@ class Arrangement(Protocol):
     def partners(self, channels: slice) -> slice:
         """Return the channels that some channels of a group's results are made from."""
 
-    def numbers(self, shape: Shape, stride: int) -> int:
+    def numbers(self, name: str, shape: Shape, stride: int) -> int:
         """Return the numbers in the memory of an image of the shape (c, n, *cells)."""
 
     def packing(self, shape: Shape) -> int:
@@ -74,7 +74,13 @@ class Arrangement(Protocol):
         """
 
     def store(
-        self, blas: OpenBlas, scratch: Scratch, memory: Array, image: Array, stride: int
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        stride: int,
     ) -> None:
         """Fill ``image`` with the numbers of its memory."""
 

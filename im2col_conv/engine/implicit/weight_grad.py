@@ -70,8 +70,8 @@ def plan_weight_grad(
     chunks = Tiling((groups, blocks), (1, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
-    numbers = arrangement.numbers((F, n, *box), 1) + arrangement.numbers(
-        (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
+    numbers = arrangement.numbers("dout.T", (F, n, *box), 1) + arrangement.numbers(
+        "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
     )
     return WeightGradPlan(
         tiling=tiling,
@@ -125,7 +125,7 @@ def weight_grad(
             if dw is not None:
                 tile = plan.tile(source, given, tuple(box), cells)
                 lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
-                douts = arrangement.load(blas, scratch, "dout", given, 1, plan.dtype)
+                douts = arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
                 arrangement.weight_grad(blas, tile, douts, lines, total)
 
     run_tasks(add_tiles, plan.tasks, workers)
