@@ -66,9 +66,9 @@ def fft_bound(x, w, geometry):
     Stability of Numerical Algorithms, section 24.1); there are three, and c products are added.
     """
     groups = geometry.groups
-    norms = np.sqrt((x**2).sum(axis=tuple(range(2, x.ndim)))).reshape(len(x), groups, -1)
+    norms = np.sqrt((x**2).sum(axis=tuple(range(2, x.ndim)))).reshape(len(x), groups, w.shape[1])
     weights = np.sqrt((w**2).sum(axis=tuple(range(2, w.ndim)))).reshape(groups, -1, w.shape[1])
-    scale = np.einsum("ngc,gfc->ngf", norms, weights).reshape(len(x), -1)
+    scale = np.einsum("ngc,gfc->ngf", norms, weights).reshape(len(x), len(w))
     terms = 3 * 7 * max(math.log2(math.prod(geometry.padded)), 1) / 2 + w.shape[1] + 4
     return terms * np.finfo(x.dtype).eps * scale.reshape(*scale.shape, *(1,) * geometry.ndim)
 
@@ -99,7 +99,7 @@ def test_is_conv_but_for_rounding(lowering, geometry, dtype):
     if lowering.supports(geometry, dtype) is not None:
         pytest.skip("not covered")
     x, w = normal(geometry, dtype)
-    y, exact = lowering.forward(x, w, geometry), x.astype(np.longdouble)
+    y = lowering.forward(x, w, geometry)
     assert y.dtype == dtype
     expected = ic.conv(x.astype(float), w.astype(float), **keywords(geometry))
     magnitude = ic.conv(abs(x).astype(float), abs(w).astype(float), **keywords(geometry))
@@ -113,7 +113,6 @@ def test_is_conv_but_for_rounding(lowering, geometry, dtype):
         largest = math.prod((9, 2.25, 4)) * np.abs(x).max() * np.abs(w).max()
         c = geometry.C // geometry.groups
         tolerance = (c + 12) * np.finfo(dtype).eps * largest * c
-    assert exact.size
     assert np.all(np.abs(y - expected) <= tolerance)
 
 
@@ -206,6 +205,7 @@ def test_nothing_but_the_command_line_imports_the_gallery():
         str(path.relative_to(package).parts[0])
         for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("im2col_conv.gallery")
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("im2col_conv.gallery")
     }
     assert importers <= {"gallery", "cli"}

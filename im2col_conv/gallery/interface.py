@@ -108,9 +108,7 @@ class Lowering:
         if complaint is not None:
             raise ValueError(f"{self.name} does not cover this layer: {complaint}")
         last = self.layout == "channels_last"
-        y = np.empty(
-            (geometry.N, *geometry.out, geometry.F) if last else geometry.y_shape, x.dtype
-        )
+        y = np.empty((geometry.N, *geometry.out, geometry.F) if last else geometry.y_shape, x.dtype)
         c, f = geometry.C // geometry.groups, geometry.F // geometry.groups
         for n in range(geometry.N):
             for g in range(geometry.groups):
