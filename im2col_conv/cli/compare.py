@@ -166,7 +166,7 @@ def _error(y: Array, exact: Array) -> float:
 
 
 def _table(record: dict[str, Any]) -> Table:
-    rows = [
+    rows: list[tuple[str | float | None, ...]] = [
         (
             row["lowering"],
             1e3 * row["seconds"],

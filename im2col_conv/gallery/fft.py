@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.fft
+import scipy.fft  # type: ignore[import-untyped]
 
 from im2col_conv.arrays import Array
 from im2col_conv.gallery.interface import Lowering, padded_cells, padded_image, tap_cells

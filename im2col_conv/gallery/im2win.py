@@ -28,10 +28,10 @@ def _one(x: Array, w: Array, y: Array, geometry: ConvGeometry) -> None:
     image = padded_image(x, geometry, "channels_last")
     (_, width), (oh, ow), (kh, kw) = geometry.padded, geometry.out, geometry.kernel
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
-    T = np.empty((oh, width, kh, len(x)), x.dtype)
+    bands = np.empty((oh, width, kh, len(x)), x.dtype)
     for t in range(kh):
-        T[:, :, t] = image[t * dh : t * dh + (oh - 1) * sh + 1 : sh]
-    T = T.reshape(oh, width, -1)
+        bands[:, :, t] = image[t * dh : t * dh + (oh - 1) * sh + 1 : sh]
+    T = bands.reshape(oh, width, -1)
     # W (kw, kh c, f)
     W = np.ascontiguousarray(w.transpose(3, 2, 1, 0)).reshape(kw, -1, len(w))
     part = np.empty((ow, len(w)), x.dtype)

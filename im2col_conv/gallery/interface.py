@@ -19,7 +19,7 @@ _TYPES = ("float32", "float64")
 
 @dataclass(frozen=True, kw_only=True)
 class Lowering:
-    """One way to make a convolution of matrix products, forward.
+    r"""One way to make a convolution of matrix products, forward.
 
     Images come one at a time, and so do the groups of channels: c = C / groups channels, f =
     F / groups filters. What is stated of the buffers is for one image and group, since they are
@@ -35,8 +35,8 @@ class Lowering:
     layout : {"channels_first", "channels_last"}
         How the result lies in memory.
     one : callable
-        (x, w, y, geometry) fills ``y``, the result for one image and group: (f, \\*out) or
-        (\\*out, f), from ``x`` (c, \\*size) and ``w`` (f, c, \\*kernel).
+        (x, w, y, geometry) fills ``y``, the result for one image and group: (f, \*out) or
+        (\*out, f), from ``x`` (c, \*size) and ``w`` (f, c, \*kernel).
     gemms_of_one : callable
         (geometry, dtype): the matrix products of one image and group.
     buffers : callable
@@ -70,18 +70,18 @@ class Lowering:
         return sum(self.buffers(geometry, np.dtype(dtype)).values()) if geometry.N else 0
 
     def forward(self, x: Array, w: Array, geometry: ConvGeometry) -> Array:
-        """Return the convolution of ``x`` with ``w``.
+        r"""Return the convolution of ``x`` with ``w``.
 
         Parameters
         ----------
         x, w : ndarray
-            (N, C, \\*size) and (F, C // groups, \\*kernel), of one type, float32 or float64.
+            (N, C, \*size) and (F, C // groups, \*kernel), of one type, float32 or float64.
         geometry : ConvGeometry
 
         Returns
         -------
         ndarray
-            (N, F, \\*out).
+            (N, F, \*out).
 
         Raises
         ------

@@ -29,11 +29,11 @@ def _one(x: Array, w: Array, y: Array, geometry: ConvGeometry) -> None:
     image, W = padded_image(x, geometry, "channels_last"), weights_last(w)
     (height, _), (oh, ow), (kh, kw) = geometry.padded, geometry.out, geometry.kernel
     (sh, sw), (_, dw) = geometry.stride, geometry.dilation
-    L = np.empty((ow, height, kw, len(x)), x.dtype)
+    strips = np.empty((ow, height, kw, len(x)), x.dtype)
     for u in range(kw):
         strip = image[:, u * dw : u * dw + (ow - 1) * sw + 1 : sw]
-        L[:, :, u] = strip.swapaxes(0, 1)
-    L, row = L.reshape(ow, -1), kw * len(x)
+        strips[:, :, u] = strip.swapaxes(0, 1)
+    L, row = strips.reshape(ow, -1), kw * len(x)
     for i in range(oh):
         # Y_i (ow, f) = L[:, part] (ow, kh kw c) @ W (kh kw c, f)
         part = slice(i * sh * row, (i * sh + kh) * row)

@@ -46,7 +46,7 @@ def _weights(w: Array) -> Array:
             _combine(row, [w[:, :, t, v] for t in range(3)], half[i, v])
     for i in range(4):
         for j, row in enumerate(_TWO_G):
-            _combine(row, half[i], U[i, j])
+            _combine(row, list(half[i]), U[i, j])
     U *= w.dtype.type(0.25)
     return U
 
@@ -59,9 +59,9 @@ def _one(x: Array, w: Array, y: Array, geometry: ConvGeometry) -> None:
     V, M = np.empty((4, 4, c, th, tw), x.dtype), np.empty((4, 4, f, th, tw), x.dtype)
     down = np.empty((4, c, th, image.shape[2]), x.dtype)
     for i, row in enumerate(_B_T):
-        _combine(row, [image[:, l : l + 2 * th - 1 : 2] for l in range(4)], down[i])
+        _combine(row, [image[:, r : r + 2 * th - 1 : 2] for r in range(4)], down[i])
         for j, column in enumerate(_B_T):
-            _combine(column, [down[i, :, :, l : l + 2 * tw - 1 : 2] for l in range(4)], V[i, j])
+            _combine(column, [down[i, :, :, r : r + 2 * tw - 1 : 2] for r in range(4)], V[i, j])
     for i, j in np.ndindex(4, 4):
         # M_ij (f, T) = U_ij (f, c) @ V_ij (c, T)
         np.matmul(U[i, j], V[i, j].reshape(c, -1), out=M[i, j].reshape(f, -1))
