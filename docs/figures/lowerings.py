@@ -15,6 +15,7 @@ from im2col_conv.gallery import LOWERINGS
 
 TARGET = Path(__file__).with_suffix(".png")
 WIDTH, HEIGHT = 1400, 620  # pixels
+MOST = 15  # MiB; a longer bar is cut, and its label says so
 
 INK, MUTED, GRID = "#1f2328", "#57606a", "#d8dee4"
 # Okabe and Ito: told apart with any colour vision.
@@ -46,17 +47,18 @@ def parts(name: str, geometry: ic.ConvGeometry) -> dict[str, float]:
 
 def draw_panel(ax: Any, geometry: ic.ConvGeometry) -> None:
     """Draw a bar for each lowering, with its sum at its end."""
-    sums = {name: sum(parts(name, geometry).values()) for name in LOWERINGS}
-    largest = max(sums.values())
     for y, name in enumerate(LOWERINGS):
         left = 0.0
         for part, mib in parts(name, geometry).items():
             ax.barh(y, mib, left=left, height=0.66, color=PARTS[part][0], zorder=2)
             left += mib
+        style: dict[str, Any] = {"va": "center", "fontsize": 13, "color": INK if left else MUTED}
         label = f"{left:.1f}" if left else "does not cover this layer"
-        color = INK if left else MUTED
-        ax.text(left + largest / 60, y, label, va="center", fontsize=13, color=color)
-    ax.set_xlim(0, 1.1 * largest)
+        if left > MOST:
+            style |= {"ha": "right", "color": "white", "weight": "bold"}
+            label += " →"
+        ax.text(min(left, MOST - 0.4) + 0.2, y, label, **style)
+    ax.set_xlim(0, MOST)
 
 
 def dress(ax: Any, title: str) -> None:

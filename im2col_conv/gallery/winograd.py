@@ -68,7 +68,7 @@ def _one(x: Array, w: Array, y: Array, geometry: ConvGeometry) -> None:
     half = np.empty((4, f, th, tw), x.dtype)
     for i, row in enumerate(_A_T):
         for j in range(4):
-            _combine(row, M[:, j], half[j])
+            _combine(row, list(M[:, j]), half[j])
         for j, column in enumerate(_A_T):
             out = y[:, i::2, j::2]
             _combine(column, [part[:, : out.shape[1], : out.shape[2]] for part in half], out)
