@@ -15,7 +15,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
-    "sphinx_mathjax_offline",
+    "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["figures"]
 
@@ -32,9 +32,6 @@ myst_heading_anchors = 4
 autodoc_typehints = "none"  # the docstrings say the types
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
-
-# A pattern of the table of contents may wait for a page that is not there yet.
-suppress_warnings = ["toc.empty_glob"]
 
 
 def _stay_on_the_site(app, docname, source):
