@@ -220,7 +220,7 @@ class ConvGeometry:
 
     @cached_property
     def x_shape(self) -> tuple[int, ...]:
-        """(N, C, *size)."""
+        r"""(N, C, \*size)."""
         return (self.N, self.C, *self.size)
 
     @cached_property
