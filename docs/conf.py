@@ -3,8 +3,6 @@
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from docutils import nodes
-
 project = "im2col_conv"
 author = "the im2col_conv developers"
 copyright = author
@@ -40,6 +38,8 @@ def _stay_on_the_site(app, docname, source):
 
 
 def _collect_external_links(app, doctree, docname):
+    from docutils import nodes  # pytest, which looks for doctests in every module, runs without it
+
     uris = (node["refuri"] for node in doctree.findall(nodes.reference) if "refuri" in node)
     app.external_links.update(uri for uri in uris if uri.startswith(("http:", "https:")))
 
