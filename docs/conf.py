@@ -32,9 +32,10 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 
 
-def _stay_on_the_site(app, docname, source):
-    """Lead links that leave docs/ to the page that shows the same file."""
-    source[0] = source[0].replace("(../benchmarks/README.md", "(benchmarks.md")
+def _for_the_site(app, docname, source):
+    """Lead links that leave docs/ to the page of the same file; drop the line after a doctest."""
+    text = source[0].replace("(../benchmarks/README.md", "(benchmarks.md")
+    source[0] = text.replace("\n\n```\n", "\n```\n")
 
 
 def _collect_external_links(app, doctree, docname):
@@ -53,6 +54,6 @@ def _list_external_links(app, exception):
 def setup(app):
     """List what leads out of the site; Sphinx and MyST themselves check what stays inside."""
     app.external_links = set()
-    app.connect("source-read", _stay_on_the_site)
+    app.connect("source-read", _for_the_site)
     app.connect("doctree-resolved", _collect_external_links)
     app.connect("build-finished", _list_external_links)
