@@ -18,6 +18,7 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
+from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.winograd import forward as winograd_forward
@@ -87,10 +88,9 @@ def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas 
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or blas.kernel not in WIDE_KERNELS or dtype not in blas.types:
         return False
-    unpadded = not any(map(any, geometry.padding))
-    pointwise = geometry.taps == 1 and unpadded and set(geometry.stride) == {1}
+    scales = is_pointwise(geometry) and geometry.C == geometry.groups
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
-    return not pointwise and geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
+    return not scales and geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
 
 
 def forward_plan(

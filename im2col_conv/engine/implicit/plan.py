@@ -13,6 +13,7 @@ from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
+from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, Tiling, cut
@@ -67,6 +68,8 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees."""
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
         return Bands(geometry.stride[-2], geometry.dilation[-2])
+    if is_pointwise(geometry):
+        return Pointwise()
     rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
     if geometry.C // geometry.groups * rows <= FEW:
         return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
