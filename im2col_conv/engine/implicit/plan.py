@@ -33,8 +33,10 @@ __all__ = [
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**20
+TILE_BYTES_POINTWISE = 2**22
 LEAST_SHARE = 128
 LEAST_FLOPS = 1.5e7
+LEAST_FLOPS_POINTWISE = 2.5e7
 FEW = 100
 SHORT_LINE = 30
 
@@ -102,7 +104,8 @@ def tiles_of(
         "x", (C, many, *geometry.size), geometry.stride[-1]
     )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
-    units = int(max(min(TILE_BYTES, available // 4), 1) / each)
+    most = TILE_BYTES_POINTWISE if isinstance(arrangement, Pointwise) else TILE_BYTES
+    units = int(max(min(most, available // 4), 1) / each)
     if isinstance(arrangement, Bands):
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))
@@ -154,7 +157,8 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    return max(1, min(SHARES, int(geometry.flops // LEAST_FLOPS)))
+    least = LEAST_FLOPS_POINTWISE if is_pointwise(geometry) else LEAST_FLOPS
+    return max(1, min(SHARES, int(geometry.flops // least)))
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

@@ -21,18 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.inner import BLOCK, ChannelsInner
-from im2col_conv.engine.implicit.moves import as_matrix, lies, move, move_images, span
-from im2col_conv.engine.implicit.tile import KEPT, SPARE, Shape, Tile
+from im2col_conv.engine.implicit.moves import as_matrix, lies, move, move_images, move_matrix, span
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
-from im2col_conv.engine.workers import Scratch
+from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["Pointwise", "is_pointwise"]
 
-LENGTH = 112  # most positions of one product
-DEPTH = 128  # most channels that one product sums over
+BLOCK = 64  # channels of a result in one product
+DEPTH = 240  # most that a product sums over
+WHOLE = 2**31  # no limit
+WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -42,16 +43,23 @@ def is_pointwise(geometry: ConvGeometry) -> bool:
 
 
 @dataclass(frozen=True)
-class Pointwise(ChannelsInner):
+class Pointwise:
     """The arrangement for kernels of one cell; memory is a view [c, n, position]."""
 
-    interleaved: bool = False
+    def chunk(self, channels: int) -> int:
+        return channels if channels % BLOCK else BLOCK
+
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
 
     def numbers(self, name: str, shape: Shape, stride: int) -> int:
         c, *positions = shape
         if name == "dout.T":
             return math.prod(positions) * (c + SPARE)
         return c * (math.prod(positions) + SPARE)
+
+    def packing(self, shape: Shape) -> int:
+        return 0
 
     def load(
         self,
@@ -64,9 +72,10 @@ class Pointwise(ChannelsInner):
     ) -> Array:
         lines = _in_place(image, dtype)
         if name == "dout.T" and (lines is None or not _lie_of(lines).inner):
-            memory, view = self._memory(scratch, name, image.shape, dtype)
-            move(blas, image, view)
-            return view.reshape(*image.shape[:2], -1)
+            memory = scratch.array(name, (*image.shape[1:], len(image) + SPARE), dtype)
+            channels_first = np.moveaxis(memory[..., : len(image)], -1, 0)
+            move(blas, image, channels_first)
+            return channels_first.reshape(*image.shape[:2], -1)
         if lines is None:
             lines = _new_lines(scratch, name, image.shape, dtype)
             move_images(blas, image, lines.reshape(image.shape))
@@ -91,11 +100,40 @@ class Pointwise(ChannelsInner):
         if _in_place(image, memory.dtype) is None:
             move_images(blas, memory.reshape(image.shape), image)
 
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
+        g, F, C = w.shape[:3]
+        return np.ascontiguousarray(w, dtype).reshape(g, -1, self.chunk(F), C)
+
+    def input_grad_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, chunks of C, F, C of a chunk), a view of the same."""
+        g, F, C = w.shape[:3]
+        chunks = np.ascontiguousarray(w, dtype).reshape(g, F, -1, self.chunk(C))
+        return chunks.swapaxes(1, 2)
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *_ = shape
+        return (g, F // self.chunk(F), C, self.chunk(F))
+
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
+        g, chunks, C, F = sums.shape
+        filters = dw.reshape(g * chunks, F, C)
+        sums = sums.reshape(g * chunks, C, F)
+
+        def fill(index: int, scratch: Scratch) -> None:
+            move_matrix(blas, sums[index].T, filters[index])
+
+        run_tasks(fill, g * chunks, workers if sums.nbytes >= WORTH_SHARING else 1)
+
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         _multiply(blas, x, W, y)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        _multiply(blas, dout, W, dx)
+        _multiply(blas, dout, W, dx, backward=True)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -143,41 +181,54 @@ def _lie_of(lines: Array) -> _Lie:
     return _Lie(c, n, positions, row, lines.strides[1] // lines.itemsize, inner)
 
 
-def _multiply(blas: OpenBlas, source: Array, W: Array, target: Array) -> None:
-    lie = _lie_of(target)
-    products = _weighted(_lie_of(source), lie, W.shape[-1])
-    a, b = (span(source), W) if lie.inner else (W, span(source))
-    blas.run(products, a, b, span(target))
+def _multiply(
+    blas: OpenBlas, source: Array, W: Array, target: Array, *, backward: bool = False
+) -> None:
+    """Add W, or backward W.T, times ``source`` to ``target``."""
+    lie, row = _lie_of(target), W.strides[-2] // W.itemsize
+    products = _weighted(_lie_of(source), lie, row, backward)
+    a, b = (source, W) if lie.inner else (W, source)
+    blas.run(products, span(a), span(b), span(target))
 
 
 @lru_cache(maxsize=KEPT)
-def _weighted(source: _Lie, target: _Lie, width: int) -> Products:
-    """Return the products of y, or of dx, with weights packed as (blocks, rows, width)."""
-    # (positions, images, blocks, rows)
-    p, L = _pieces(source.positions, LENGTH, 0)
+def _weighted(source: _Lie, target: _Lie, row: int, backward: bool) -> Products:
+    if target.inner:
+        left, right = not source.inner, not backward
+    else:
+        left, right = backward, source.inner
+    transposed = "a" * left + "b" * right
+    # With a transposed right side, products are large: it pays that BLAS copies both sides.
+    block, depth = (WHOLE, WHOLE) if right else (BLOCK, DEPTH)
+    length = WHOLE if right else _length(min(target.channels, block) * min(source.channels, depth))
     n = np.arange(source.images).reshape(-1, 1, 1)
-    m, M = _pieces(target.channels, BLOCK, 2)
-    k, K = _pieces(source.channels, DEPTH, 3)
-    W = Operand((m // BLOCK * source.channels + k) * width, width)
+    p, L = _pieces(source.positions, length, 0)
+    m, M = _pieces(target.channels, block, 2)
+    k, K = _pieces(source.channels, depth, 3)
+    W = Operand(k * row + m if backward else m * row + k, row)
     x, y = source.at(n, k, p), target.at(n, m, p)
     if target.inner:
         # y.T (L, M) += x.T (L, K) @ W.T (K, M)
-        return Products(L, M, K, x, W, y, transposed="" if source.inner else "a")
-    # y (M, L) += W (M, K) @ x (K, L)
-    return Products(M, L, K, W, x, y, transposed="ab" if source.inner else "a")
+        return Products(L, M, K, x, W, y, transposed=transposed)
+    # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
+    return Products(M, L, K, W, x, y, transposed=transposed)
 
 
 @lru_cache(maxsize=KEPT)
 def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
-    # (images, positions, blocks of F, pieces of C)
     n = np.arange(x.images).reshape(-1, 1, 1, 1)
-    p, L = _pieces(x.positions, 2 * LENGTH, 1)
+    p, L = _pieces(x.positions, DEPTH, 1)
     f, F = _pieces(dout.channels, BLOCK, 2)
     c, C = _pieces(x.channels, BLOCK, 3)
-    dW = Operand((f // BLOCK * x.channels + c) * width, width)
+    dW = Operand((f // width * x.channels + c) * width + f % width, width)
     # dW.T (C, F) += x (C, L) @ dout.T (L, F)
-    products = x.at(n, c, p), dout.at(n, f, p), dW
-    return Products(C, F, L, *products, transposed="a" if x.inner else "")
+    transposed = "a" if x.inner else ""
+    return Products(C, F, L, x.at(n, c, p), dout.at(n, f, p), dW, transposed=transposed)
+
+
+def _length(cells: int) -> int:
+    """Return how many positions make a small product with so many numbers of the weights."""
+    return max(SMALL_PRODUCT // cells // BLOCK, 1) * BLOCK
 
 
 def _pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:
