@@ -157,8 +157,11 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    least = LEAST_FLOPS_POINTWISE if is_pointwise(geometry) else LEAST_FLOPS
-    return max(1, min(SHARES, int(geometry.flops // least)))
+    if is_pointwise(geometry):
+        shares = round(geometry.flops / LEAST_FLOPS_POINTWISE)
+    else:
+        shares = int(geometry.flops // LEAST_FLOPS)
+    return max(1, min(SHARES, shares))
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

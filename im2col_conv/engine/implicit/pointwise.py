@@ -4,11 +4,10 @@ r"""Images as they are, for kernels of one cell: all positions of an image are o
           dx \mathrel{+}= W^T \, dout, \quad
           dW^T\,(C \times F) \mathrel{+}= x\,(C \times L) \; dout^T\,(L \times F)
 
-with channels first in memory, and y^T (L, F) += x^T (L, C) @ W^T with channels innermost, which is
-the same numbers. Weights lie in blocks of 64 columns, as for channels innermost, and are the
-transposed left side or the right side. Images are read and filled where they lie, and copied only
-where they are no matrices; for dw, dout is copied with channels innermost if it does not lie so,
-since products with a transposed right side are slow.
+with channels first in memory; with channels innermost, the transpose of either side. Images and W
+are read and filled where they lie, and copied only where they are no matrices. For dw, dout is
+copied with channels innermost if it does not lie so, since small products with a transposed right
+side are slow.
 """
 
 from __future__ import annotations
@@ -141,9 +140,7 @@ class Pointwise:
 
 
 class _Lie(NamedTuple):
-    """How a view [c, n, position] lies: ``row`` numbers from channel to channel, or, with channels
-    ``inner``most, from position to position.
-    """
+    """How a view [c, n, position] lies, in numbers; a row is a channel, or ``inner`` a position."""
 
     channels: int
     images: int
@@ -151,6 +148,14 @@ class _Lie(NamedTuple):
     row: int
     image: int
     inner: bool
+
+    @property
+    def is_one_line(self) -> bool:
+        """Whether the positions of one image follow those of the other, row by row."""
+        return self.inner and self.image == self.positions * self.row
+
+    def as_one_line(self) -> _Lie:
+        return self._replace(images=1, positions=self.images * self.positions)
 
     def at(self, image: Array, channel: Array | int, position: Array) -> Operand:
         row, column = (position, channel) if self.inner else (channel, position)
@@ -185,10 +190,11 @@ def _multiply(
     blas: OpenBlas, source: Array, W: Array, target: Array, *, backward: bool = False
 ) -> None:
     """Add W, or backward W.T, times ``source`` to ``target``."""
-    lie, row = _lie_of(target), W.strides[-2] // W.itemsize
-    products = _weighted(_lie_of(source), lie, row, backward)
-    a, b = (source, W) if lie.inner else (W, source)
-    blas.run(products, span(a), span(b), span(target))
+    given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
+    if given.is_one_line and result.is_one_line:
+        given, result = given.as_one_line(), result.as_one_line()
+    a, b = (source, W) if result.inner else (W, source)
+    blas.run(_weighted(given, result, row, backward), span(a), span(b), span(target))
 
 
 @lru_cache(maxsize=KEPT)
@@ -217,9 +223,11 @@ def _weighted(source: _Lie, target: _Lie, row: int, backward: bool) -> Products:
 @lru_cache(maxsize=KEPT)
 def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
     n = np.arange(x.images).reshape(-1, 1, 1, 1)
-    p, L = _pieces(x.positions, DEPTH, 1)
+    # Rows of many channels may all begin in the same few sets of the cache: then few at a time.
+    length, rows = (BLOCK, DEPTH) if x.inner else (DEPTH, BLOCK)
+    p, L = _pieces(x.positions, length, 1)
     f, F = _pieces(dout.channels, BLOCK, 2)
-    c, C = _pieces(x.channels, BLOCK, 3)
+    c, C = _pieces(x.channels, rows, 3)
     dW = Operand((f // width * x.channels + c) * width + f % width, width)
     # dW.T (C, F) += x (C, L) @ dout.T (L, F)
     transposed = "a" if x.inner else ""
