@@ -41,6 +41,8 @@ LAYERS = [
     ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
+    ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
+    ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Bands),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
 ]
 

@@ -104,14 +104,14 @@ class Pointwise:
     ) -> Array:
         """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
         g, F, C = w.shape[:3]
-        return np.ascontiguousarray(w, dtype).reshape(g, -1, self.chunk(F), C)
+        return np.require(w, dtype, "CA").reshape(g, -1, self.chunk(F), C)
 
     def input_grad_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
         """Return (g, chunks of C, F, C of a chunk), a view of the same."""
         g, F, C = w.shape[:3]
-        chunks = np.ascontiguousarray(w, dtype).reshape(g, F, -1, self.chunk(C))
+        chunks = np.require(w, dtype, "CA").reshape(g, F, -1, self.chunk(C))
         return chunks.swapaxes(1, 2)
 
     def weight_sums(self, shape: Shape) -> Shape:
@@ -180,7 +180,7 @@ def _new_lines(scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) 
 
 def _lie_of(lines: Array) -> _Lie:
     c, n, positions = lines.shape
-    inner = not lies(lines[:, 0])
+    inner = lies(lines[:, 0].T)
     columns, step = (c, lines.strides[2]) if inner else (positions, lines.strides[0])
     row = max(step // lines.itemsize, columns)
     return _Lie(c, n, positions, row, lines.strides[1] // lines.itemsize, inner)
