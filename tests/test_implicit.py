@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import im2col_conv as ic
+from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
+from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import geometry_of
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
@@ -35,6 +38,12 @@ LAYERS = [
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
     ((2, 6, 8, 21), (6, 1, 3, 3), {"groups": 6, "stride": (1, 2), "padding": 3}, Bands),
+    ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
+    ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
+    ((2, 300, 31), (128, 300, 1), {}, Pointwise),
+    ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
+    ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Bands),
+    ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
 ]
 
 
@@ -113,6 +122,8 @@ def test_equals_the_spine_for_any_geometry(data):
         ((2, 300, 9, 8), (270, 300, 3, 3), {"padding": 1}),  # weights that workers share
         ((32, 3, 33, 31), (16, 3, 5, 5), {"stride": (1, 2)}),
         ((4, 64, 57, 43), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+        ((3, 130, 29, 31), (70, 130, 1, 1), {}),
+        ((1, 512, 7, 7), (1024, 512, 1, 1), {}),  # chunks of channels
     ],
 )
 def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords):
@@ -146,6 +157,64 @@ def test_infinity_reaches_what_it_reaches_in_the_spine(
     other = all_passes(x, w, None, dout, algorithm="im2col", **keywords)
     for ours, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
+
+
+ORDERS = {
+    "channels first": lambda a: np.ascontiguousarray(a),
+    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
+    "images inside channels": lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),
+    "images innermost": lambda a: np.asfortranarray(a),
+    "backwards": lambda a: np.ascontiguousarray(a[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
+    "part of more": lambda a: np.pad(a, 1)[1:-1, 1:-1, 1:-1, 1:-1],
+    "one image for all": lambda a: np.broadcast_to(a[:1], a.shape),
+    "one channel for all": lambda a: np.broadcast_to(a[:, :1], a.shape),
+}
+
+
+@needs_blas
+@pytest.mark.parametrize("x_order", ORDERS)
+@pytest.mark.parametrize("dout_order", ORDERS)
+@pytest.mark.parametrize("y_order", ["channels first", "channels last", "part of more"])
+def test_pointwise_layers_are_right_in_any_memory_order(x_order, dout_order, y_order):
+    rng = np.random.default_rng(5)
+    x, w, dout = (whole(rng, s) for s in ((3, 70, 4, 5), (66, 70, 1, 1), (3, 66, 4, 5)))
+    x, dout = ORDERS[x_order](x), ORDERS[dout_order](dout)
+    x.flags.writeable = dout.flags.writeable = False
+    y = ORDERS[y_order](np.zeros(dout.shape))
+    ic.conv(x, w, algorithm="implicit", out=y)
+    np.testing.assert_array_equal(y, np.einsum("nchw,fc->nfhw", x, w[..., 0, 0]))
+    dx, dw, db = ic.conv_grads(dout, x, w, algorithm="implicit")
+    np.testing.assert_array_equal(dx, np.einsum("nfhw,fc->nchw", dout, w[..., 0, 0]))
+    np.testing.assert_array_equal(dw[..., 0, 0], np.einsum("nfhw,nchw->fc", dout, x))
+    np.testing.assert_array_equal(db, dout.sum(axis=(0, 2, 3)))
+
+
+@needs_blas
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+def test_pointwise_forward_copies_no_image_and_no_weights(monkeypatch, order):
+    names = []
+    monkeypatch.setattr(Scratch, "array", lambda self, name, *_: names.append(name))
+    rng = np.random.default_rng(6)
+    x, y = (ORDERS[order](whole(rng, (2, C, 8, 9))) for C in (64, 128))
+    w = whole(rng, (128, 64, 1, 1))
+    ic.conv(x, w, algorithm="implicit", out=y)
+    assert names == []
+    np.testing.assert_array_equal(y, np.einsum("nchw,fc->nfhw", x, w[..., 0, 0]))
+
+
+@needs_blas
+def test_auto_multiplies_large_pointwise_layers_where_they_lie():
+    if private_blas().kernel not in WIDE_KERNELS:
+        pytest.skip("auto takes the implicit way with wide kernels only")
+
+    def ways(x_shape, w_shape):
+        return {each.algorithm for each in ic.explain(x_shape, w_shape, dtype="float32").passes}
+
+    assert ways((8, 1024, 14, 14), (256, 1024, 1, 1)) == {"implicit"}
+    assert ways((1, 256, 56, 56), (64, 256, 1, 1)) == {"implicit"}
+    assert ways((8, 3, 224, 224), (64, 3, 1, 1)) == {"im2col"}  # few channels
+    assert ways((256, 256, 4, 4), (256, 256, 1, 1)) == {"im2col"}  # few positions
+    assert ways((1, 32, 16, 16), (32, 32, 1, 1)) == {"im2col"}  # little work
 
 
 @needs_blas

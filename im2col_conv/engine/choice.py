@@ -18,8 +18,10 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
+from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.tiling import is_small
 from im2col_conv.engine.winograd import forward as winograd_forward
 from im2col_conv.engine.winograd import plan as winograd_plan
 from im2col_conv.engine.winograd import weights as winograd_weights
@@ -46,6 +48,7 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 LEAST_FLOPS = 2 * 10**6
 LEAST_LINE = 4
+LEAST_CHANNELS, LEAST_POSITIONS = 24, 32  # of pointwise layers: of a group, and of an image
 
 
 def way_of(each: Pass, algorithm: str, geometry: ConvGeometry, result: np.dtype[Any]) -> Way:
@@ -87,10 +90,12 @@ def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas 
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or blas.kernel not in WIDE_KERNELS or dtype not in blas.types:
         return False
-    unpadded = not any(map(any, geometry.padding))
-    pointwise = geometry.taps == 1 and unpadded and set(geometry.stride) == {1}
+    if is_pointwise(geometry):
+        fewest = min(geometry.C, geometry.F) // geometry.groups
+        enough = fewest >= LEAST_CHANNELS and geometry.positions >= LEAST_POSITIONS
+        return enough and not is_small(geometry.flops)
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
-    return not pointwise and geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
+    return geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
 
 
 def forward_plan(

@@ -41,8 +41,8 @@ class Products:
     m, n, k : int or array of int
         Sizes, one for all or one a product.
     a, b, c : Operand
-    transposed : {"", "a", "b"}
-        The operand that is stored transposed: A as (k, m) or B as (n, k).
+    transposed : {"", "a", "b", "ab"}
+        The operands that are stored transposed: A as (k, m), B as (n, k).
 
     Examples
     --------
@@ -60,8 +60,8 @@ class Products:
         m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc = table.astype(np.int64)
         self.count = int(m.size)
         self.reach = (
-            _reach(*((k, m) if transposed == "a" else (m, k)), a_offset, lda),
-            _reach(*((n, k) if transposed == "b" else (k, n)), b_offset, ldb),
+            _reach(*((k, m) if "a" in transposed else (m, k)), a_offset, lda),
+            _reach(*((n, k) if "b" in transposed else (k, n)), b_offset, ldb),
             _reach(m, n, c_offset, ldc),
         )
         self._offsets = np.stack((a_offset, b_offset, c_offset))
@@ -106,8 +106,8 @@ class _Groups:
         starts = np.flatnonzero(np.r_[[True] * (sizes.shape[1] > 0), changes])
         lengths = np.diff(np.r_[starts, sizes.shape[1]]).astype(np.int32)
         words = np.full((2, len(starts)), _AS_IT_IS, np.int32)
-        if transposed:
-            words["ab".index(transposed)] = _TRANSPOSED
+        for operand in transposed:
+            words["ab".index(operand)] = _TRANSPOSED
         table = np.ascontiguousarray(sizes[:, starts], np.int32)
         self.ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
         self.count = len(starts)

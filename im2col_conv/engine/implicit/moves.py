@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from im2col_conv.arrays import Array
 from im2col_conv.engine.openblas import OpenBlas
 
-__all__ = ["move", "move_images", "move_matrix"]
+__all__ = ["as_matrix", "lies", "move", "move_images", "move_matrix", "span"]
 
 WORTH_A_CALL = 4096  # numbers; below, one copy by NumPy is faster than many calls
 
@@ -28,10 +30,10 @@ def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
     if source.dtype != target.dtype or not source.size:
         target[...] = source
         return
-    a, out = _matrix(source), _matrix(target)
-    if a is not None and out is not None and _lies(a) and _lies(out.T):
+    a, out = as_matrix(source), as_matrix(target)
+    if a is not None and out is not None and lies(a) and lies(out.T):
         blas.transpose(a, out.T)
-    elif a is not None and out is not None and _lies(a.T) and _lies(out):
+    elif a is not None and out is not None and lies(a.T) and lies(out):
         blas.transpose(a.T, out)
     elif source.ndim > 2 and source[:, 0].size >= WORTH_A_CALL:
         for cells in range(source.shape[1]):
@@ -40,7 +42,7 @@ def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
         target[...] = source
 
 
-def _matrix(array: Array) -> Array | None:
+def as_matrix(array: Array) -> Array | None:
     """Return a view (row, columns) of ``array[row, *columns]``, or None where there is none."""
     try:
         return array.reshape(array.shape[0], math.prod(array.shape[1:]), copy=False)
@@ -48,7 +50,7 @@ def _matrix(array: Array) -> Array | None:
         return None
 
 
-def _lies(matrix: Array) -> bool:
+def lies(matrix: Array) -> bool:
     """Say whether the rows of a matrix are contiguous and do not overlap."""
     step, item = matrix.strides
     rows, columns = matrix.shape
@@ -56,3 +58,10 @@ def _lies(matrix: Array) -> bool:
     return (columns == 1 or item == size) and (
         rows == 1 or (step >= columns * size and step % size == 0)
     )
+
+
+def span(memory: Array) -> Array:
+    """Return all numbers from the first of ``memory`` to its last, as a view of one axis."""
+    reach = sum((n - 1) * step for n, step in zip(memory.shape, memory.strides, strict=True))
+    numbers = reach // memory.itemsize + 1
+    return np.lib.stride_tricks.as_strided(memory, (numbers,), (memory.itemsize,))

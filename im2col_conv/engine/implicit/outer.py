@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import move, move_images
+from im2col_conv.engine.implicit.moves import move, move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
@@ -135,14 +135,14 @@ class ChannelsOuter:
         dw.reshape(g, F, C, -1, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self.interleaved, _steps(y)), W, x, _span(y))
+        blas.run(_forward(tile, self.interleaved, _steps(y)), W, x, span(y))
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, _span(dout), dx)
+        blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         if self.interleaved:
-            blas.run(_weight_grad_by_lines(tile, _steps(dout)), x, _span(dout), dw)
+            blas.run(_weight_grad_by_lines(tile, _steps(dout)), x, span(dout), dw)
         else:
             blas.run(_weight_grad(tile), x, dout, dw)
 
@@ -300,10 +300,3 @@ def _steps(memory: Array) -> Shape:
     """Return the numbers from one line to the next, along each axis but the last."""
     line = memory.shape[-1]
     return tuple(max(step // memory.itemsize, line) for step in memory.strides[:-1])
-
-
-def _span(memory: Array) -> Array:
-    """Return all numbers from the first of ``memory`` to its last, as a view of one axis."""
-    reach = sum((n - 1) * step for n, step in zip(memory.shape, memory.strides, strict=True))
-    numbers = reach // memory.itemsize + 1
-    return np.lib.stride_tricks.as_strided(memory, (numbers,), (memory.itemsize,))

@@ -13,6 +13,7 @@ from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
+from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, Tiling, cut
@@ -32,8 +33,10 @@ __all__ = [
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**20
+TILE_BYTES_POINTWISE = 2**22
 LEAST_SHARE = 128
 LEAST_FLOPS = 1.5e7
+LEAST_FLOPS_POINTWISE = 2.5e7
 FEW = 100
 SHORT_LINE = 30
 
@@ -69,6 +72,8 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees."""
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
         return Bands(geometry.stride[-2], geometry.dilation[-2])
+    if is_pointwise(geometry):
+        return Pointwise()
     rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
     if geometry.C // geometry.groups * rows <= FEW:
         return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
@@ -101,7 +106,8 @@ def tiles_of(
         "x", (C, many, *geometry.size), geometry.stride[-1]
     )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
-    units = int(max(min(TILE_BYTES, available // 4), 1) / each)
+    most = TILE_BYTES_POINTWISE if isinstance(arrangement, Pointwise) else TILE_BYTES
+    units = int(max(min(most, available // 4), 1) / each)
     if isinstance(arrangement, Bands):
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))
@@ -153,7 +159,11 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    return max(1, min(SHARES, int(geometry.flops // LEAST_FLOPS)))
+    if is_pointwise(geometry):
+        shares = round(geometry.flops / LEAST_FLOPS_POINTWISE)
+    else:
+        shares = int(geometry.flops // LEAST_FLOPS)
+    return max(1, min(SHARES, shares))
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

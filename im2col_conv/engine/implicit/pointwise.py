@@ -1,0 +1,246 @@
+r"""Images as they are, for kernels of one cell: all positions of an image are one line.
+
+.. math:: y\,(F \times L) \mathrel{+}= W\,(F \times C) \; x\,(C \times L), \quad
+          dx \mathrel{+}= W^T \, dout, \quad
+          dW^T\,(C \times F) \mathrel{+}= x\,(C \times L) \; dout^T\,(L \times F)
+
+with channels first in memory; with channels innermost, the transpose of either side. Images and W
+are read and filled where they lie, and copied only where they are no matrices. For dw, dout is
+copied with channels innermost if it does not lie so, since small products with a transposed right
+side are slow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import as_matrix, lies, move, move_images, move_matrix, span
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["Pointwise", "is_pointwise"]
+
+BLOCK = 64  # channels of a result in one product
+DEPTH = 240  # most that a product sums over
+WHOLE = 2**31  # no limit
+WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
+
+
+def is_pointwise(geometry: ConvGeometry) -> bool:
+    """Say whether every output sees the one cell at its own place."""
+    unpadded = not any(map(any, geometry.padding))
+    return geometry.taps == 1 and unpadded and set(geometry.stride) == {1}
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """The arrangement for kernels of one cell; memory is a view [c, n, position]."""
+
+    def chunk(self, channels: int) -> int:
+        return channels if channels % BLOCK else BLOCK
+
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
+
+    def numbers(self, name: str, shape: Shape, stride: int) -> int:
+        c, *positions = shape
+        if name == "dout.T":
+            return math.prod(positions) * (c + SPARE)
+        return c * (math.prod(positions) + SPARE)
+
+    def packing(self, shape: Shape) -> int:
+        return 0
+
+    def load(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        stride: int,
+        dtype: np.dtype[Any],
+    ) -> Array:
+        lines = _in_place(image, dtype)
+        if name == "dout.T" and (lines is None or not _lie_of(lines).inner):
+            memory = scratch.array(name, (*image.shape[1:], len(image) + SPARE), dtype)
+            channels_first = np.moveaxis(memory[..., : len(image)], -1, 0)
+            move(blas, image, channels_first)
+            return channels_first.reshape(*image.shape[:2], -1)
+        if lines is None:
+            lines = _new_lines(scratch, name, image.shape, dtype)
+            move_images(blas, image, lines.reshape(image.shape))
+        return lines
+
+    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
+        lines = _in_place(image, values.dtype)
+        if lines is None:
+            lines = _new_lines(scratch, name, image.shape, values.dtype)
+        lines[...] = values[:, None, None]
+        return lines
+
+    def store(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        stride: int,
+    ) -> None:
+        if _in_place(image, memory.dtype) is None:
+            move_images(blas, memory.reshape(image.shape), image)
+
+    def forward_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
+        g, F, C = w.shape[:3]
+        return np.require(w, dtype, "CA").reshape(g, -1, self.chunk(F), C)
+
+    def input_grad_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return (g, chunks of C, F, C of a chunk), a view of the same."""
+        g, F, C = w.shape[:3]
+        chunks = np.require(w, dtype, "CA").reshape(g, F, -1, self.chunk(C))
+        return chunks.swapaxes(1, 2)
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *_ = shape
+        return (g, F // self.chunk(F), C, self.chunk(F))
+
+    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
+        g, chunks, C, F = sums.shape
+        filters = dw.reshape(g * chunks, F, C)
+        sums = sums.reshape(g * chunks, C, F)
+
+        def fill(index: int, scratch: Scratch) -> None:
+            move_matrix(blas, sums[index].T, filters[index])
+
+        run_tasks(fill, g * chunks, workers if sums.nbytes >= WORTH_SHARING else 1)
+
+    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
+        _multiply(blas, x, W, y)
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        _multiply(blas, dout, W, dx, backward=True)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
+        blas.run(products, span(x), span(dout), dw)
+
+
+class _Lie(NamedTuple):
+    """How a view [c, n, position] lies, in numbers; a row is a channel, or ``inner`` a position."""
+
+    channels: int
+    images: int
+    positions: int
+    row: int
+    image: int
+    inner: bool
+
+    @property
+    def is_one_line(self) -> bool:
+        """Whether the positions of one image follow those of the other, row by row."""
+        return self.inner and self.image == self.positions * self.row
+
+    def as_one_line(self) -> _Lie:
+        return self._replace(images=1, positions=self.images * self.positions)
+
+    def at(self, image: Array, channel: Array | int, position: Array) -> Operand:
+        row, column = (position, channel) if self.inner else (channel, position)
+        return Operand(image * self.image + row * self.row + column, self.row)
+
+
+def _in_place(image: Array, dtype: np.dtype[Any]) -> Array | None:
+    """Return ``image[c, n, *cells]`` as [c, n, position], if products can use it where it lies."""
+    if image.dtype != dtype or not image.flags.aligned or image.strides[1] < 0:
+        return None
+    first = as_matrix(image[:, 0])
+    if first is None or not (lies(first) or lies(first.T)) or image.strides[1] % dtype.itemsize:
+        return None
+    return image.reshape(*image.shape[:2], -1, copy=False)
+
+
+def _new_lines(scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    c, n, *cells = shape
+    numbers = n * math.prod(cells)
+    return scratch.array(name, (c, numbers + SPARE), dtype)[:, :numbers].reshape(c, n, -1)
+
+
+def _lie_of(lines: Array) -> _Lie:
+    c, n, positions = lines.shape
+    inner = lies(lines[:, 0].T)
+    columns, step = (c, lines.strides[2]) if inner else (positions, lines.strides[0])
+    row = max(step // lines.itemsize, columns)
+    return _Lie(c, n, positions, row, lines.strides[1] // lines.itemsize, inner)
+
+
+def _multiply(
+    blas: OpenBlas, source: Array, W: Array, target: Array, *, backward: bool = False
+) -> None:
+    """Add W, or backward W.T, times ``source`` to ``target``."""
+    given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
+    if given.is_one_line and result.is_one_line:
+        given, result = given.as_one_line(), result.as_one_line()
+    a, b = (source, W) if result.inner else (W, source)
+    blas.run(_weighted(given, result, row, backward), span(a), span(b), span(target))
+
+
+@lru_cache(maxsize=KEPT)
+def _weighted(source: _Lie, target: _Lie, row: int, backward: bool) -> Products:
+    if target.inner:
+        left, right = not source.inner, not backward
+    else:
+        left, right = backward, source.inner
+    transposed = "a" * left + "b" * right
+    # With a transposed right side, products are large: it pays that BLAS copies both sides.
+    block, depth = (WHOLE, WHOLE) if right else (BLOCK, DEPTH)
+    length = WHOLE if right else _length(min(target.channels, block) * min(source.channels, depth))
+    n = np.arange(source.images).reshape(-1, 1, 1)
+    p, L = _pieces(source.positions, length, 0)
+    m, M = _pieces(target.channels, block, 2)
+    k, K = _pieces(source.channels, depth, 3)
+    W = Operand(k * row + m if backward else m * row + k, row)
+    x, y = source.at(n, k, p), target.at(n, m, p)
+    if target.inner:
+        # y.T (L, M) += x.T (L, K) @ W.T (K, M)
+        return Products(L, M, K, x, W, y, transposed=transposed)
+    # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
+    return Products(M, L, K, W, x, y, transposed=transposed)
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
+    n = np.arange(x.images).reshape(-1, 1, 1, 1)
+    # Rows of many channels may all begin in the same few sets of the cache: then few at a time.
+    length, rows = (BLOCK, DEPTH) if x.inner else (DEPTH, BLOCK)
+    p, L = _pieces(x.positions, length, 1)
+    f, F = _pieces(dout.channels, BLOCK, 2)
+    c, C = _pieces(x.channels, rows, 3)
+    dW = Operand((f // width * x.channels + c) * width + f % width, width)
+    # dW.T (C, F) += x (C, L) @ dout.T (L, F)
+    transposed = "a" if x.inner else ""
+    return Products(C, F, L, x.at(n, c, p), dout.at(n, f, p), dW, transposed=transposed)
+
+
+def _length(cells: int) -> int:
+    """Return how many positions make a small product with so many numbers of the weights."""
+    return max(SMALL_PRODUCT // cells // BLOCK, 1) * BLOCK
+
+
+def _pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:
+    """Return first and how many of pieces of at most ``most``, along one axis of four."""
+    shape = tuple(-1 if i == axis else 1 for i in range(4))
+    first = np.arange(0, size, most)
+    return first.reshape(shape), np.minimum(size - first, most).reshape(shape)
