@@ -24,7 +24,7 @@ class Plan:
     worker_bytes, shared_bytes : int
         Scratch memory of each worker, and of the call whatever its workers.
     flops : int
-        Floating-point operations of the pass.
+        Floating-point operations of the pass, or as many as take its time where it is slow.
     """
 
     algorithm: ClassVar[str] = "im2col"

@@ -27,11 +27,14 @@ __all__ = [
     "shares_of",
     "tiles_of",
     "weight_bytes",
+    "work_of",
     "worker_bytes",
 ]
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**20
+BAND_TILE_BYTES = 2**22  # planes are small beside any cache, so only calls count
+BAND_WORK = 8  # times the operations of a layer
 LEAST_SHARE = 128
 LEAST_FLOPS = 1.5e7
 FEW = 100
@@ -99,8 +102,10 @@ def tiles_of(
         "x", (C, many, *geometry.size), geometry.stride[-1]
     )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
-    units = int(max(min(TILE_BYTES, available // 4), 1) / each)
-    if isinstance(arrangement, Bands):
+    bands = isinstance(arrangement, Bands)
+    most = BAND_TILE_BYTES if bands else TILE_BYTES
+    units = int(max(min(most, available // 4), 1) / each)
+    if bands:
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))
     total, shares = geometry.N * math.prod(axes), shares_of(geometry)
@@ -151,7 +156,13 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    return max(1, min(SHARES, int(geometry.flops // LEAST_FLOPS)))
+    return max(1, min(SHARES, int(work_of(geometry) // LEAST_FLOPS)))
+
+
+def work_of(geometry: ConvGeometry) -> int:
+    """Return the operations that large products would do in the time of a pass."""
+    bands = isinstance(arrangement_for(geometry), Bands)
+    return geometry.flops * (BAND_WORK if bands else 1)
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:
