@@ -220,17 +220,17 @@ class ConvGeometry:
 
     @cached_property
     def x_shape(self) -> tuple[int, ...]:
-        """(N, C, *size)."""
+        r"""(N, C, \*size)."""
         return (self.N, self.C, *self.size)
 
     @cached_property
     def w_shape(self) -> tuple[int, ...]:
-        """(F, C // groups, *kernel)."""
+        r"""(F, C // groups, \*kernel)."""
         return (self.F, self.C // self.groups, *self.kernel)
 
     @cached_property
     def y_shape(self) -> tuple[int, ...]:
-        """(N, F, *out)."""
+        r"""(N, F, \*out)."""
         return (self.N, self.F, *self.out)
 
     @cached_property

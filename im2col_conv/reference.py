@@ -262,9 +262,9 @@ def conv(
 
     Parameters
     ----------
-    x : array, (N, C, *spatial)
+    x : array, (N, C, \*spatial)
         Input.
-    w : array, (F, C // groups, *kernel)
+    w : array, (F, C // groups, \*kernel)
         Filters.
     b : array, (F,), optional
         One bias a filter.
@@ -277,7 +277,7 @@ def conv(
 
     Returns
     -------
-    y : array, (N, F, *out)
+    y : array, (N, F, \*out)
         ``out = 1 + (size + before + after - ((kernel - 1) * dilation + 1)) // stride`` an axis.
 
     Examples
@@ -331,16 +331,16 @@ def conv_grads(
 
     Parameters
     ----------
-    dout : array, (N, F, *out)
+    dout : array, (N, F, \*out)
         Gradient of a loss with respect to the output of `conv`.
     x, w, stride, padding, dilation, groups
         As given to `conv`.
 
     Returns
     -------
-    dx : array, (N, C, *spatial)
+    dx : array, (N, C, \*spatial)
         See `conv_input_grad`.
-    dw : array, (F, C // groups, *kernel)
+    dw : array, (F, C // groups, \*kernel)
         See `conv_weight_grad`.
     db : array, (F,)
         `dout` summed over everything but its filters.
@@ -387,16 +387,16 @@ def conv_input_grad(
 
     Parameters
     ----------
-    dout : array, (N, F, *out)
+    dout : array, (N, F, \*out)
         Gradient of a loss with respect to the output of `conv`.
     w, stride, padding, dilation, groups
         As given to `conv`.
     x_shape : sequence of int
-        The shape of the input, (N, C, *spatial); a stride leaves several possible.
+        The shape of the input, (N, C, \*spatial); a stride leaves several possible.
 
     Returns
     -------
-    dx : array, (N, C, *spatial)
+    dx : array, (N, C, \*spatial)
 
     Examples
     --------
@@ -443,16 +443,16 @@ def conv_weight_grad(
 
     Parameters
     ----------
-    dout : array, (N, F, *out)
+    dout : array, (N, F, \*out)
         Gradient of a loss with respect to the output of `conv`.
     x, stride, padding, dilation, groups
         As given to `conv`.
     w_shape : sequence of int
-        The shape of the weights, (F, C // groups, *kernel); a stride leaves several possible.
+        The shape of the weights, (F, C // groups, \*kernel); a stride leaves several possible.
 
     Returns
     -------
-    dw : array, (F, C // groups, *kernel)
+    dw : array, (F, C // groups, \*kernel)
 
     Examples
     --------
@@ -501,9 +501,9 @@ def conv_transpose(
 
     Parameters
     ----------
-    x : array, (N, C, *spatial)
+    x : array, (N, C, \*spatial)
         Input.
-    w : array, (C, F // groups, *kernel)
+    w : array, (C, F // groups, \*kernel)
         Filters; C comes first, as it does for the `conv` that this is the adjoint of.
     b : array, (F,), optional
         One bias an output channel.
@@ -516,7 +516,7 @@ def conv_transpose(
 
     Returns
     -------
-    y : array, (N, F, *out)
+    y : array, (N, F, \*out)
         ``out = (size - 1) * stride + (kernel - 1) * dilation + 1 - before - after
         + output_padding`` an axis.
 
@@ -564,7 +564,7 @@ def im2col(
 
     Parameters
     ----------
-    x : array, (N, C, *spatial)
+    x : array, (N, C, \*spatial)
         Input.
     kernel_size : int or one int a spatial axis
         Size of the window.
@@ -574,7 +574,7 @@ def im2col(
     Returns
     -------
     cols : array, (C * prod(kernel_size), N * prod(out))
-        Rows over (c, *tap), columns over (n, *out), both in C order; of the type of `x`.
+        Rows over (c, \*tap), columns over (n, \*out), both in C order; of the type of `x`.
 
     Examples
     --------
@@ -615,13 +615,13 @@ def col2im(
     cols : array, (C * prod(kernel_size), N * prod(out))
         Columns, ordered as `im2col` orders them.
     x_shape : sequence of int
-        The shape of the image, (N, C, *spatial).
+        The shape of the image, (N, C, \*spatial).
     kernel_size, stride, padding, dilation
         As for `im2col`.
 
     Returns
     -------
-    x : array, (N, C, *spatial)
+    x : array, (N, C, \*spatial)
 
     Examples
     --------
@@ -885,7 +885,7 @@ def _upsample(dout: Array, sizes: _Sizes) -> Array:
 def _column_entries(
     C: int, kernel: tuple[int, ...], sizes: _Sizes
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Yield where (c, *tap, all n, *out) lies in the columns and in the padded input."""
+    r"""Yield where (c, \*tap, all n, \*out) lies in the columns and in the padded input."""
     every_n = slice(None)
     for c in range(C):
         for tap in np.ndindex(kernel):

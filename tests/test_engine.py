@@ -46,9 +46,9 @@ def random_layer(x_shape, w_shape, dtype=np.float32, layout="channels_first", **
 
 
 LAYERS = {
-    "one image": ((1, 19, 65, 50), (33, 19, 3, 3), {"padding": 1}),
-    "small images": ((70, 24, 9, 11), (40, 24, 3, 2), {"stride": (2, 1), "padding": (0, 1)}),
-    "depthwise": ((3, 48, 40, 33), (96, 1, 3, 5), {"padding": (1, 2), "groups": 48}),
+    "one image": ((1, 19, 75, 60), (33, 19, 3, 3), {"padding": 1}),
+    "small images": ((90, 24, 9, 11), (40, 24, 3, 2), {"stride": (2, 1), "padding": (0, 1)}),
+    "depthwise": ((3, 90, 75, 33), (180, 1, 3, 5), {"padding": (1, 2), "groups": 90}),
     "one channel": ((1, 1, 300, 211), (40, 1, 5, 3), {"dilation": (2, 1)}),
     "pointwise": ((4, 130, 30, 21), (70, 130, 1, 1), {}),
     "one axis": ((2, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from im2col_conv.cli.bench import bench
+from im2col_conv.cli.compare import compare
 from im2col_conv.cli.demo import demo
 from im2col_conv.cli.doctor import doctor
 from im2col_conv.cli.explain import explain
@@ -59,4 +60,5 @@ def app() -> None:
 app.add_command(demo)
 app.add_command(explain)
 app.add_command(bench)
+app.add_command(compare)
 app.add_command(doctor)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.tiling import Tiling, is_small
+from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
 __all__ = ["Plan", "scratch_bytes", "total_of", "workers_for"]
 
@@ -28,6 +28,8 @@ class Plan:
     """
 
     algorithm: ClassVar[str] = "im2col"
+    # What a pass must cost to be worth a second worker.
+    least_shared: ClassVar[int] = SMALL_FLOPS
 
     tiling: Tiling
     tasks: int
@@ -43,7 +45,7 @@ class Plan:
 
 def workers_for(plan: Plan, workers: int, workspace: int) -> int:
     """Return how many of ``workers`` the pass is worth and the workspace holds."""
-    if plan.tasks == 1 or is_small(plan.flops):
+    if plan.tasks == 1 or plan.flops < plan.least_shared:
         return 1
     room = (workspace - plan.shared_bytes) // max(plan.worker_bytes, 1)
     return max(1, min(workers, room, plan.tasks))

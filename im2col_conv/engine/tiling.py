@@ -9,7 +9,15 @@ from functools import cached_property
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, whole
 
-__all__ = ["TILE_BYTES", "Tiling", "affordable", "cut", "is_small", "shared_positions"]
+__all__ = [
+    "SMALL_FLOPS",
+    "TILE_BYTES",
+    "Tiling",
+    "affordable",
+    "cut",
+    "is_small",
+    "shared_positions",
+]
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**21

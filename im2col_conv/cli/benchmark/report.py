@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from im2col_conv.cli.benchmark.tables import Table, tabulate
 
-__all__ = ["report"]
+__all__ = ["report", "write_table"]
 
 _ANY = 10_000  # columns: what a table needs is asked for as if there were so many
 
@@ -17,12 +17,7 @@ _ANY = 10_000  # columns: what a table needs is asked for as if there were so ma
 def report(record: dict[str, Any], console: Console) -> None:
     """Write the table of a record, and who is not in it."""
     table = tabulate(record)
-    console.print(f"{table.caption}\n")
-    drawn = _drawn(table)
-    if console.measure(drawn, options=console.options.update_width(_ANY)).maximum <= console.width:
-        console.print(drawn)
-    else:
-        _write_list(table, console)
+    write_table(table, console)
     for name, command in record["skipped"].items():
         console.print(
             f"\n{name} is skipped, since it is not installed:\n  {command}", soft_wrap=True
@@ -30,6 +25,16 @@ def report(record: dict[str, Any], console: Console) -> None:
     for name in record["contestants"]:
         if not any(name in (case.get("seconds") or case["bytes"]) for case in record["cases"]):
             console.print(f"\n{name} computes none of these layers.")
+
+
+def write_table(table: Table, console: Console) -> None:
+    """Write a table where it fits, a list where it does not."""
+    console.print(f"{table.caption}\n")
+    drawn = _drawn(table)
+    if console.measure(drawn, options=console.options.update_width(_ANY)).maximum <= console.width:
+        console.print(drawn)
+    else:
+        _write_list(table, console)
 
 
 def _drawn(table: Table) -> RichTable:

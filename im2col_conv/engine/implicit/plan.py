@@ -46,6 +46,8 @@ class ImplicitPlan(Plan):
     """Tiles over (groups, chunks of channels, N, *axes), of one geometry and type."""
 
     algorithm: ClassVar[str] = "implicit"
+    # Measured: with many short steps in Python, two workers wait for each other below this.
+    least_shared: ClassVar[int] = 4 * 10**7
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
