@@ -23,8 +23,8 @@ class Plan:
         What the workers draw from: tiles, or runs of tiles that must stay in order.
     worker_bytes, shared_bytes : int
         Scratch memory of each worker, and of the call whatever its workers.
-    flops : int
-        Floating-point operations of the pass.
+    work : int
+        Floating-point operations of the pass, or as many as large products do in its time.
     """
 
     algorithm: ClassVar[str] = "im2col"
@@ -35,7 +35,7 @@ class Plan:
     tasks: int
     worker_bytes: int
     shared_bytes: int
-    flops: int
+    work: int
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class Plan:
 
 def workers_for(plan: Plan, workers: int, workspace: int) -> int:
     """Return how many of ``workers`` the pass is worth and the workspace holds."""
-    if plan.tasks == 1 or plan.flops < plan.least_shared:
+    if plan.tasks == 1 or plan.work < plan.least_shared:
         return 1
     room = (workspace - plan.shared_bytes) // max(plan.worker_bytes, 1)
     return max(1, min(workers, room, plan.tasks))

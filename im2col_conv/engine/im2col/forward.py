@@ -56,7 +56,7 @@ def plan_forward(
         tasks=tiling.boxes,
         worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
-        flops=geometry.flops,
+        work=geometry.flops,
         columns=columns,
         arithmetic=arithmetic,
     )

@@ -85,7 +85,7 @@ def plan_input_grad(
         tasks=blocks.boxes,
         worker_bytes=unit * tiling.cells + buffered * depth * math.prod(blocks.step[3:]),
         shared_bytes=shared,
-        flops=geometry.flops,
+        work=geometry.flops,
         blocks=blocks,
         columns=columns,
         arithmetic=arithmetic,

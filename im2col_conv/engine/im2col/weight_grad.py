@@ -67,7 +67,7 @@ def plan_weight_grad(
         tasks=sums,
         worker_bytes=unit * tiling.cells + sum_bytes * tiling.step[1] // geometry.groups,
         shared_bytes=sums * sum_bytes,
-        flops=geometry.flops,
+        work=geometry.flops,
         columns=columns,
         arithmetic=arithmetic,
     )

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,9 @@ class Bands:
     stride, dilation : int
         Of the axis before the last, along which a band runs.
     """
+
+    tile_bytes: ClassVar[int] = 2**22  # planes are small beside any cache, so only calls count
+    flop_cost: ClassVar[int] = 8
 
     stride: int
     dilation: int
@@ -111,7 +114,12 @@ class Bands:
         bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
         return bands
 
-    input_grad_weights = forward_weights
+    def input_grad_weights(
+        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
+    ) -> Array:
+        """Return the bands transposed, which BLAS multiplies faster than if it is told to."""
+        bands = self.forward_weights(w, dtype, blas, workers)
+        return np.ascontiguousarray(bands.swapaxes(-1, -2))
 
     def weight_sums(self, shape: Shape) -> Shape:
         _, channels, _, *outer, rows, last = shape
@@ -160,7 +168,8 @@ def _planes(image: Array, stride: int, dtype: np.dtype[Any]) -> Array | None:
 
 def _is_finite(memory: Array) -> bool:
     """Say whether no number is infinite or NaN; may say no where numbers are huge."""
-    return bool(np.isfinite(memory.sum()))
+    numbers = memory.reshape(-1)
+    return math.isfinite(np.dot(numbers, numbers))  # a third of the time of a sum
 
 
 class _Rows:
@@ -184,6 +193,7 @@ class _Rows:
         outer_taps = math.prod(axis.kernel for axis in outer)
         band = (channel * outer_taps + outer_tap) * last.kernel + tap
         self.band = Operand(band * ROWS * depth + column, depth)
+        self.band_transposed = Operand(band * ROWS * depth + column * ROWS, ROWS)
 
         outer_outs = math.prod(axis.outs for axis in outer)
         out = ((planes * outer_outs + out) * middle.outs + first_out) * last.outs + at
@@ -229,7 +239,7 @@ def _forward(tile: Tile, depth: int, bands: bool) -> Products:
 def _input_grad(tile: Tile, depth: int, bands: bool) -> Products:
     rows = _Rows(tile, depth, bands=bands)
     # dx rows (K, L) += B.T (K, R) @ dout rows (R, L)
-    return Products(rows.depth, rows.length, rows.rows, rows.band, rows.y, rows.x, transposed="a")
+    return Products(rows.depth, rows.length, rows.rows, rows.band_transposed, rows.y, rows.x)
 
 
 @lru_cache(maxsize=KEPT)

@@ -16,6 +16,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_of,
     tiles_of,
     weight_bytes,
+    work_of,
     worker_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
@@ -43,7 +44,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
         tasks=tiling.boxes,
         worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
         shared_bytes=shared,
-        flops=geometry.flops,
+        work=work_of(geometry),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,9 @@ class ChannelsInner:
         Whether the images of a tile lie cell by cell: lines of cells a stride apart have no room
         for others between them.
     """
+
+    tile_bytes: ClassVar[int] = 2**20
+    flop_cost: ClassVar[int] = 1
 
     interleaved: bool
 

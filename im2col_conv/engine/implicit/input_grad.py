@@ -20,6 +20,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_of,
     tiles_of,
     weight_bytes,
+    work_of,
     worker_bytes,
 )
 from im2col_conv.engine.openblas import OpenBlas
@@ -48,7 +49,7 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
         tasks=tiling.boxes,
         worker_bytes=worker_bytes(geometry, arrangement, numbers, n, outs, dtype),
         shared_bytes=shared,
-        flops=geometry.flops,
+        work=work_of(geometry),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,

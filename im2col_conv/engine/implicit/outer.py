@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,9 @@ ALIASED = 4096  # bytes from row to row that put all rows in the same few sets o
 @dataclass(frozen=True)
 class ChannelsOuter:
     """The arrangement for layers with few channels."""
+
+    tile_bytes: ClassVar[int] = 2**20
+    flop_cost: ClassVar[int] = 1
 
     interleaved: bool
 

@@ -28,15 +28,13 @@ __all__ = [
     "shares_of",
     "tiles_of",
     "weight_bytes",
+    "work_of",
     "worker_bytes",
 ]
 
 # Measured: docs/performance.md.
-TILE_BYTES = 2**20
-TILE_BYTES_POINTWISE = 2**22
 LEAST_SHARE = 128
-LEAST_FLOPS = 1.5e7
-LEAST_FLOPS_POINTWISE = 2.5e7
+LEAST_WORK = 1.5e7
 FEW = 100
 SHORT_LINE = 30
 
@@ -106,8 +104,7 @@ def tiles_of(
         "x", (C, many, *geometry.size), geometry.stride[-1]
     )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
-    most = TILE_BYTES_POINTWISE if isinstance(arrangement, Pointwise) else TILE_BYTES
-    units = int(max(min(most, available // 4), 1) / each)
+    units = int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
     if isinstance(arrangement, Bands):
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))
@@ -159,11 +156,12 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    if is_pointwise(geometry):
-        shares = round(geometry.flops / LEAST_FLOPS_POINTWISE)
-    else:
-        shares = int(geometry.flops // LEAST_FLOPS)
-    return max(1, min(SHARES, shares))
+    return max(1, min(SHARES, int(work_of(geometry) // LEAST_WORK)))
+
+
+def work_of(geometry: ConvGeometry) -> int:
+    """Return the operations that large products would do in the time of a pass."""
+    return geometry.flops * arrangement_for(geometry).flop_cost
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

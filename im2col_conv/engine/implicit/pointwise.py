@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,9 @@ def is_pointwise(geometry: ConvGeometry) -> bool:
 @dataclass(frozen=True)
 class Pointwise:
     """The arrangement for kernels of one cell; memory is a view [c, n, position]."""
+
+    tile_bytes: ClassVar[int] = 2**22
+    flop_cost: ClassVar[int] = 1
 
     def chunk(self, channels: int) -> int:
         return channels if channels % BLOCK else BLOCK
@@ -104,14 +107,14 @@ class Pointwise:
     ) -> Array:
         """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
         g, F, C = w.shape[:3]
-        return np.require(w, dtype, "CA").reshape(g, -1, self.chunk(F), C)
+        return np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C)
 
     def input_grad_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
         """Return (g, chunks of C, F, C of a chunk), a view of the same."""
         g, F, C = w.shape[:3]
-        chunks = np.require(w, dtype, "CA").reshape(g, F, -1, self.chunk(C))
+        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C))
         return chunks.swapaxes(1, 2)
 
     def weight_sums(self, shape: Shape) -> Shape:

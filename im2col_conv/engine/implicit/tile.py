@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,7 +42,17 @@ class Arrangement(Protocol):
 
     ``image[c, n, *cells]`` is a part of "x" or "dx", where ``stride`` is the stride of the last
     axis, or of "y" or "dout", where it is 1; "dout.T" is dout as the products of dw read it.
+
+    Attributes
+    ----------
+    tile_bytes : int
+        What the memory of a tile should take, as measured.
+    flop_cost : int
+        Times that an operation takes as long as in a large product.
     """
+
+    tile_bytes: ClassVar[int]
+    flop_cost: ClassVar[int]
 
     def chunk(self, channels: int) -> int:
         """Return how many channels of a result are the least that one task makes."""

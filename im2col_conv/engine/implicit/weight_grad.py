@@ -22,6 +22,7 @@ from im2col_conv.engine.implicit.plan import (
     shares_of,
     tiles_of,
     weight_bytes,
+    work_of,
     worker_bytes,
 )
 from im2col_conv.engine.implicit.tile import Shape
@@ -78,7 +79,7 @@ def plan_weight_grad(
         tasks=sums * chunks.boxes,
         worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
         shared_bytes=sums * sum_bytes,
-        flops=geometry.flops,
+        work=work_of(geometry),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,

@@ -127,7 +127,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
         tasks=tiling.boxes,
         worker_bytes=2 * numbers * dtype.itemsize,
         shared_bytes=shared,
-        flops=geometry.flops,
+        work=geometry.flops,
         geometry=geometry,
         dtype=dtype,
         tile=tile,
