@@ -1,7 +1,7 @@
 """The explorer: one HTML page on which a layer's matrices show what ties their numbers together.
 
-The page computes everything in the reader's browser; nothing is fetched. Here it gets the layer that
-it opens with, the numbers that it takes as x, w and dout, and the bounds of what it can show.
+The page computes everything in the reader's browser; nothing is fetched. Here it gets the layer
+that it opens with, the numbers that it takes as x, w and dout, and the bounds of what it can show.
 """
 
 from __future__ import annotations
