@@ -9,8 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matrices import BLUE, CELL, GREEN, MUTED, ORANGE, arrow, canvas, matrix, outline, save
-from matrices import title, write
+from matrices import (
+    BLUE,
+    CELL,
+    GREEN,
+    MUTED,
+    ORANGE,
+    arrow,
+    canvas,
+    matrix,
+    outline,
+    save,
+    title,
+    write,
+)
 
 import im2col_conv as ic
 

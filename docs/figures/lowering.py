@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from matrices import BLUE, CELL, MUTED, ORANGE, arrow, canvas, matrix, outline, save, title, write
 
 import im2col_conv as ic

@@ -14,7 +14,7 @@ BLUE, ORANGE, GREEN = (
     "#0072b2",
     "#d55e00",
     "#009e73",
-)  # Okabe and Ito: told apart with any colour vision
+)  # Okabe and Ito, for any colour vision
 TINTS = {BLUE: "#cfe5f4", ORANGE: "#fbdcc6", GREEN: "#cdebdf"}
 
 
