@@ -51,9 +51,19 @@ def _list_external_links(app, exception):
         Path(app.outdir, "external-links.txt").write_text(lines)
 
 
+def _write_explorer(app, exception):
+    from im2col_conv import ConvGeometry
+    from im2col_conv.explorer import page
+
+    if exception is None and app.builder.format == "html":
+        geometry = ConvGeometry.from_shapes((1, 1, 6, 5), (2, 1, 3, 3), stride=2)
+        Path(app.outdir, "explorer-page.html").write_text(page(geometry), encoding="utf-8")
+
+
 def setup(app):
     """List what leads out of the site; Sphinx and MyST themselves check what stays inside."""
     app.external_links = set()
     app.connect("source-read", _for_the_site)
     app.connect("doctree-resolved", _collect_external_links)
     app.connect("build-finished", _list_external_links)
+    app.connect("build-finished", _write_explorer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from rich.console import Console
 import im2col_conv as ic
 from im2col_conv.cli.console import json_option, text_console, write_json
 from im2col_conv.cli.options import PADDING, PER_AXIS, SHAPE
+from im2col_conv.explorer import page
 
 __all__ = ["explain"]
 
@@ -26,6 +28,13 @@ _MOST_ROWS, _MOST_COLUMNS = 40, 30
 @click.option("--dilation", type=PER_AXIS, default=1, show_default=True, help="1, or 2,1.")
 @click.option("--groups", type=int, default=1, show_default=True, help="C for depthwise.")
 @click.option("--dtype", default="float32", show_default=True, help="The type of x and w.")
+@click.option(
+    "--html",
+    "target",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page that shows, in a browser, what each number of a small layer is tied to.",
+)
 @json_option
 def explain(
     x_shape: tuple[int, ...],
@@ -35,6 +44,7 @@ def explain(
     dilation: Any,
     groups: int,
     dtype: str,
+    target: Path | None,
     as_json: bool,
 ) -> None:
     """Say what the lowering of a layer does.
@@ -43,7 +53,8 @@ def explain(
     scratch memory that is used instead, the tiles. For a tiny layer also the column matrix itself,
     of an input whose cells count 1, 2, 3, with the window that each column came from.
 
-    Try `im2col-conv explain --x 1,1,3,4 --w 1,1,2,2`.
+    Try `im2col-conv explain --x 1,1,3,4 --w 1,1,2,2`, and with --html layer.html the same layer as
+    a page: point at a number, and see what it is made of and what it goes into.
     """
     told = ic.explain(
         x_shape,
@@ -54,6 +65,8 @@ def explain(
         groups=groups,
         dtype=dtype,
     )
+    if target is not None:
+        target.write_text(page(told.geometry), encoding="utf-8")
     rows, columns = told.geometry.cols_shape
     tiny = rows <= _MOST_ROWS and columns <= _MOST_COLUMNS
     if as_json:
@@ -68,6 +81,8 @@ def explain(
             f"\nThe column matrix is drawn where it has at most {_MOST_ROWS} rows and "
             f"{_MOST_COLUMNS} columns."
         )
+    if target is not None:
+        console.print(f"\nThe explorer of this layer is in {target}: open it in a browser.")
 
 
 def _record(told: Any, tiny: bool) -> dict[str, Any]:
