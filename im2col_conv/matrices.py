@@ -21,7 +21,7 @@ from im2col_conv.functional import conv, conv_input_grad
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 from im2col_conv.prepared import PreparedWeights, prepare, read_weights
 
-if TYPE_CHECKING:  # SciPy is imported where it is used: it would double the time of our import
+if TYPE_CHECKING:  # SciPy is imported where it is used: our own import stays short
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
     from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
@@ -87,7 +87,7 @@ def lowering_matrix(geometry: ConvGeometry) -> csr_array:
     >>> bool((S.T @ cols.ravel() == col2im(cols, x.shape, 2, **how).ravel()).all())
     True
     """
-    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+    from scipy.sparse import csr_array
 
     _expect_geometry(geometry)
     cell, met = _cells(geometry)
@@ -164,7 +164,8 @@ def conv_matrix(w: npt.ArrayLike | PreparedWeights, geometry: ConvGeometry) -> c
     W = block_diag([coo_array(each) for each in w.reshape(geometry.groups, M, K)])
     images, positions = (eye_array(n, dtype=w.dtype) for n in (geometry.N, geometry.positions))
     one_image = lowering_matrix(replace(geometry, N=1)).astype(w.dtype)
-    return csr_array(kron(images, kron(W, positions, format="csr") @ one_image, format="csr"))
+    A = kron(images, kron(W, positions, format="csr") @ one_image, format="csr")
+    return csr_array(A, dtype=w.dtype)  # where nothing is stored, kron forgets the type
 
 
 def conv_operator(
@@ -223,7 +224,7 @@ def conv_operator(
     >>> np.abs(found.round(9))
     array([1., 0., 0., 5.])
     """
-    from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
+    from scipy.sparse.linalg import LinearOperator
 
     weights = prepare(w)
     shape = shape_of("x_shape", x_shape)
