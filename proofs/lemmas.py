@@ -180,7 +180,8 @@ def the_last_window_leaves_the_unused(axis: Axis) -> Lemma:
 
 
 def pairs_meet_in_the_used_cells(axis: Axis, o: Number, t: Number) -> Lemma:
-    """Each output and tap meet in the padded input, before its ``unused`` cells."""
+    """Each output and tap meet in the padded input, the last of them before ``unused`` cells."""
+    used = axis.padded - axis.unused
     return Lemma(
         And(
             axis.is_right,
@@ -191,7 +192,10 @@ def pairs_meet_in_the_used_cells(axis: Axis, o: Number, t: Number) -> Lemma:
             known(products_keep_order(t, axis.kernel - 1, axis.dilation)),
             known(products_keep_order(0, t, axis.dilation)),
         ),
-        within(cell(axis, o, t), axis.padded - axis.unused),
+        And(
+            within(cell(axis, o, t), used),
+            cell(axis, axis.out - 1, axis.kernel - 1) == used - 1,
+        ),
     )
 
 
