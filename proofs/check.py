@@ -39,12 +39,15 @@ def unknowns(lemma: Callable[..., Lemma]) -> list[Any]:
 def solution(*formulas: Any) -> str | None:
     """Return integers for which all formulas hold, as text, or None where there are none."""
     solver = z3.Solver()
-    solver.set(timeout=1000 * SECONDS, random_seed=0)
+    solver.set(timeout=round(1000 * SECONDS), random_seed=0)
     solver.add(*formulas)
     answer = solver.check()
     if answer == z3.unknown:
         raise TimeoutError(f"Z3 gave up: {solver.reason_unknown()}")
-    return None if answer == z3.unsat else str(solver.model())
+    if answer == z3.unsat:
+        return None
+    model = solver.model()
+    return ", ".join(f"{unknown.name()} = {model[unknown]}" for unknown in model)
 
 
 def counterexample(lemma: Callable[..., Lemma], largest: int | None = None) -> str | None:
