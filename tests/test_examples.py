@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,13 @@ def test_a_blurred_picture_is_found_again(tmp_path, capsys):
     assert file.read_bytes().startswith(b"\x89PNG")
     told = re.findall(r"[0-9.]+", capsys.readouterr().out)
     assert told == ["255", f"{before:.2f}", f"{after:.2f}"]
+
+
+def test_the_figure_of_the_page_is_what_the_example_gives(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "equivalence.md"
+    told = re.search(r"falls from\s([0-9.]+) to ([0-9.]+) of", page.read_text(encoding="utf-8"))
+    errors = deblur.main(str(tmp_path / "deblur.jpg"))
+    assert errors == pytest.approx([float(each) for each in told.groups()], abs=0.1)
 
 
 def test_the_error_is_measured_where_the_blurred_picture_is():
