@@ -31,9 +31,9 @@ __all__ = ["conv_matrix", "conv_operator", "lowering_matrix"]
 def lowering_matrix(geometry: ConvGeometry) -> csr_array:
     r"""Return the matrix of im2col: zeros and ones, at most one in a row.
 
-    .. math:: S[(c, t, n, o), (n', c', i)] = 1 \text{ where } n = n',\ c = c',\
-              i = o \cdot \text{stride} + t \cdot \text{dilation} - \text{before},
-              \text{ else } 0.
+    .. math:: S[(c, t, n, o), (n', c', i)] = \begin{cases} 1 & n = n',\ c = c',\
+              i = o \cdot \text{stride} + t \cdot \text{dilation} - \text{before} \\
+              0 & \text{else.} \end{cases}
 
     So :math:`\text{cols} = S x`, and its transpose adds the columns back: col2im is
     :math:`S^T`.
@@ -60,9 +60,8 @@ def lowering_matrix(geometry: ConvGeometry) -> csr_array:
 
     Notes
     -----
-    Time and memory are those of the columns: 16 bytes for each of their entries in the result
-    (12 where 32 bits can index it), about twice that while it is made. It is for study and for
-    small layers.
+    Time and memory grow with the columns: 24 bytes for each of their entries, half as much again
+    while it is made. It is for study and for small layers.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -170,6 +171,20 @@ def test_weights_that_are_not_finite_stay_in_their_windows():
 def test_many_windows_over_one_cell_are_counted():
     g = ic.ConvGeometry.from_shapes((1, 1, 1, 1), (1, 1, 21, 20), padding=((20, 20), (19, 19)))
     assert (ic.lowering_matrix(g).T @ ic.lowering_matrix(g)).toarray() == [[420]]
+
+
+def test_the_lowering_matrix_takes_the_memory_that_it_says():
+    g = ic.ConvGeometry.from_shapes((2, 8, 40, 50), (4, 8, 3, 4), padding=1)
+    ic.lowering_matrix(GEOMETRY)  # imports
+    tracemalloc.start()
+    try:
+        S = ic.lowering_matrix(g)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    entries = S.shape[0]
+    assert S.data.nbytes + S.indices.nbytes + S.indptr.nbytes <= 24 * entries + 8
+    assert peak < 1.5 * 24 * entries
 
 
 def test_prepared_weights_and_later_changes():
