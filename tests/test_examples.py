@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-deblur = pytest.importorskip("examples.deblur", reason="the extra plot is not installed")
+pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+
+from examples import deblur  # noqa: E402
 
 
 def test_the_doctests_of_the_example():
