@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the extra plot is not installed")
 
-from examples import deblur  # noqa: E402
+from examples import deblur
 
 
 def test_the_doctests_of_the_example():
