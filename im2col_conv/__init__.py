@@ -9,6 +9,7 @@ The way of the data, each step a module::
     engine              the three passes, tile by tile: y = W @ cols, dw = dout @ cols.T,
                         dx = col2im(W.T @ dout); as columns, implicitly, or Winograd's way
     functional, note    the functions that people call
+    matrices            a layer as sparse matrices and as an operator, for proofs and solvers
     reference           nested loops and flip-and-pad: slow, plain, independent of all above
 """
 
@@ -26,6 +27,7 @@ from im2col_conv.functional import (
 )
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import col2im, im2col
+from im2col_conv.matrices import conv_matrix, conv_operator, lowering_matrix
 from im2col_conv.note import conv_backward, conv_forward
 from im2col_conv.prepared import PreparedWeights, prepare
 
@@ -39,12 +41,15 @@ __all__ = [
     "conv_forward",
     "conv_grads",
     "conv_input_grad",
+    "conv_matrix",
+    "conv_operator",
     "conv_transpose",
     "conv_weight_grad",
     "explain",
     "get_workers",
     "get_workspace",
     "im2col",
+    "lowering_matrix",
     "prepare",
     "reference",
     "set_workers",
