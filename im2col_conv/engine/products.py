@@ -9,7 +9,7 @@ an address outside an array.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class Products:
             row += array.ctypes.data
         at_a, at_b, at_c = _addresses(pointers)
         sizes = self._groups
-        one = sizes.ones[c.dtype].ctypes.data
+        one = sizes.ones[c.dtype]
         gemm_batch(
             _ROW_MAJOR, *sizes.words, *sizes.mnk, one, at_a, sizes.lda, at_b, sizes.ldb, one, at_c,
             sizes.ldc, sizes.count, sizes.lengths,
@@ -109,13 +109,14 @@ class _Groups:
         for operand in transposed:
             words["ab".index(operand)] = _TRANSPOSED
         table = np.ascontiguousarray(sizes[:, starts], np.int32)
-        self.ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
+        ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
         self.count = len(starts)
         self.words = _addresses(words)
         *self.mnk, self.lda, self.ldb, self.ldc = _addresses(table)
         self.lengths = lengths.ctypes.data
-        self._kept = (words, table, lengths)  # alive as long as their addresses
-        self.nbytes: int = sum(array.nbytes for array in (*self._kept, *self.ones.values()))
+        self.ones: dict[Any, int] = {dtype: array.ctypes.data for dtype, array in ones.items()}
+        self._kept = (words, table, lengths, *ones.values())  # alive as long as their addresses
+        self.nbytes: int = sum(array.nbytes for array in self._kept)
 
 
 def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:

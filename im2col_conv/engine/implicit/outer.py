@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import move, move_images, span
+from im2col_conv.engine.implicit.moves import last_to, move, move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
@@ -42,7 +42,7 @@ ALIASED = 4096  # bytes from row to row that put all rows in the same few sets o
 class ChannelsOuter:
     """The arrangement for layers with few channels."""
 
-    tile_bytes: ClassVar[int] = 2**20
+    tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 1
 
     interleaved: bool
@@ -162,8 +162,9 @@ class ChannelsOuter:
         together = n if self.interleaved else 1
         lines = memory[..., : last * together].reshape(*memory.shape[:-1], last, together)
         # (n // together, *outer, c, last, together)
-        lines = np.moveaxis(lines[0], -1, 0) if self.interleaved else lines[..., 0]
-        return np.moveaxis(lines, -2, 0)
+        c = lines.ndim - 3
+        n, rest = (c + 2, 0) if self.interleaved else (0, c + 2)
+        return lines.transpose(c, n, *range(1, c), c + 1, rest)[..., 0]
 
     def _outputs(self, scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
         """Return memory (f, image, *outer, line) for y or dout: the image, if it can be."""
@@ -178,7 +179,7 @@ class ChannelsOuter:
     def _images(self, memory: Array, shape: Shape) -> Array:
         """Return the view [f, n, *outs] of the memory of y or dout."""
         f, n, *outs = shape
-        return np.moveaxis(memory.reshape(f, *outs, n), -1, 1) if self.interleaved else memory
+        return last_to(1, memory.reshape(f, *outs, n)) if self.interleaved else memory
 
 
 class _Lines:
@@ -273,14 +274,14 @@ def _blocks(filters: int) -> tuple[Array, Array]:
 def _images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Return a view [c, n, *cells] of memory in which n is innermost."""
     c, n, *cells = shape
-    return np.moveaxis(scratch.array("images", (c, *cells, n), dtype), -1, 1)
+    return last_to(1, scratch.array("images", (c, *cells, n), dtype))
 
 
 def _channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
     """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
     f, *positions = image.shape
     memory = scratch.array("dout.T", (*positions, f + SPARE), dtype)
-    move(blas, image, np.moveaxis(memory[..., :f], -1, 0))
+    move(blas, image, last_to(0, memory[..., :f]))
     return memory
 
 

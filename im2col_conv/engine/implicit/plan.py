@@ -34,7 +34,7 @@ __all__ = [
 
 # Measured: docs/performance.md.
 LEAST_SHARE = 128
-LEAST_WORK = 1.5e7
+LEAST_WORK = 2.5e7
 FEW = 100
 SHORT_LINE = 30
 

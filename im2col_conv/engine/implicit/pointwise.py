@@ -20,7 +20,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import as_matrix, lies, move, move_images, move_matrix, span
+from im2col_conv.engine.implicit.moves import (
+    as_matrix,
+    last_to,
+    lies,
+    move,
+    move_images,
+    move_matrix,
+    span,
+)
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
@@ -75,7 +83,7 @@ class Pointwise:
         lines = _in_place(image, dtype)
         if name == "dout.T" and (lines is None or not _lie_of(lines).inner):
             memory = scratch.array(name, (*image.shape[1:], len(image) + SPARE), dtype)
-            channels_first = np.moveaxis(memory[..., : len(image)], -1, 0)
+            channels_first = last_to(0, memory[..., : len(image)])
             move(blas, image, channels_first)
             return channels_first.reshape(*image.shape[:2], -1)
         if lines is None:
