@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, aligned
 from im2col_conv.engine import blas, pool
 
 __all__ = ["Scratch", "run_tasks"]
@@ -28,7 +28,7 @@ class Scratch:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
             buffer = self._buffers[name] = None  # given back before a larger one is asked for
-            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+            buffer = self._buffers[name] = aligned((nbytes,), np.dtype(np.uint8))
         return np.ndarray(shape, dtype, buffer)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, sums_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -103,6 +103,9 @@ class Bands:
             part = image[..., phase::stride].swapaxes(0, 1)
             part[...] = memory[phase, ..., : part.shape[-1]]
 
+    def sums(self, memory: Array, image: Array) -> Array:
+        return sums_of(image, memory.dtype)
+
     def forward_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
@@ -125,11 +128,11 @@ class Bands:
         _, channels, _, *outer, rows, last = shape
         return (1, channels, math.prod(outer), last, ROWS, self._depth(rows))
 
-    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
         rows, taps = self._diagonals(dw.shape[-2])
-        planes = dw.reshape(dw.shape[1], -1, *dw.shape[-2:])
-        diagonals = sums.transpose(4, 5, 0, 1, 2, 3)[rows, taps]
-        planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)[:, 0]
+        planes = dw.reshape(len(dw), -1, *dw.shape[-2:])
+        diagonals = sums.transpose(3, 4, 0, 1, 2)[rows, taps]
+        planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         blas.run(_forward(tile, self._depth(tile.axes[-2].kernel), _is_finite(x)), W, x, y)

@@ -4,9 +4,12 @@ r"""Channels innermost: a line of cells is a matrix with a row for each cell.
           dx_{line} \mathrel{+}= dout_{line}\, W_t^T, \quad
           dW_t \mathrel{+}= x_{line}^T \, dout_{line}
 
-for each tap t, blocks of 64 columns of W_t (or of its transpose) and pieces of up to 256 of its
-rows, which lie one after the other. With stride 1, the images of a tile lie cell by cell, so that
-lines are as many times longer; with another, one image follows the other.
+for each tap t, blocks of 64 columns of W_t (or of its transpose) and pieces of up to 128 of its
+rows, which lie one after the other. Results lie with their channels innermost, and so do the
+filters of dout for dw. What the products read beside that may be the transpose, x_line^T (C, L), at
+no cost: where lines are long and images lie channel by channel, rows of positions are copied as
+they are. Else channels are innermost there too: with stride 1, the images of a tile lie cell by
+cell, so that short lines are as many times longer; with another, one image follows the other.
 
 A row has some numbers more than channels. Without them the rows of 1024 channels would all begin
 in the same few sets of the cache: a product then takes up to twice as long (docs/performance.md).
@@ -14,6 +17,7 @@ in the same few sets of the cache: a product then takes up to twice as long (doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,8 +25,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import move, move_matrix
+from im2col_conv.arrays import Array, aligned
+from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, Pairs, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
@@ -33,8 +37,9 @@ from im2col_conv.engine.workers import Scratch, run_tasks
 __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
-DEPTH = 256  # most rows of the weights in one product
-PACKED_AT_ONCE = 2**18  # numbers of weights between the two copies that arrange them
+DEPTH = 128  # most rows of the weights in one product
+ROWS = 64  # rows that are filled at once
+PACKED_AT_ONCE = 2**16  # numbers of weights between the copies that arrange them
 WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
 
 
@@ -45,14 +50,16 @@ class ChannelsInner:
     Attributes
     ----------
     interleaved : bool
-        Whether the images of a tile lie cell by cell: lines of cells a stride apart have no room
-        for others between them.
+        Whether the images of a tile lie cell by cell.
+    planes : bool
+        Whether x, and dout for dx, lie channel by channel: lines are read as they were given.
     """
 
     tile_bytes: ClassVar[int] = 2**20
     flop_cost: ClassVar[int] = 1
 
     interleaved: bool
+    planes: bool
 
     def chunk(self, channels: int) -> int:
         return min(channels, BLOCK)
@@ -61,13 +68,16 @@ class ChannelsInner:
         return slice(None)
 
     def numbers(self, name: str, shape: Shape, stride: int) -> int:
-        c, *positions = shape
-        return int(np.prod(positions)) * (c + SPARE)
+        c, n, *cells = shape
+        positions = math.prod(cells)
+        if self._as_planes(name):
+            return n * c * _row(positions)
+        return (n * positions + ROWS) * (c + SPARE) + turning(c, positions)
 
     def packing(self, shape: Shape) -> int:
         _, C, *kernel = shape
-        least = int(np.prod(kernel)) * max(C, BLOCK)  # one filter, or a channel of one block
-        return min(max(PACKED_AT_ONCE, least), int(np.prod(shape)))
+        least = math.prod(kernel) * max(C, BLOCK)  # one filter, or a channel of one block
+        return 2 * min(max(PACKED_AT_ONCE, least), math.prod(shape)) + BLOCK * SPARE
 
     def load(
         self,
@@ -78,13 +88,19 @@ class ChannelsInner:
         stride: int,
         dtype: np.dtype[Any],
     ) -> Array:
+        if self._as_planes(name):
+            c, n, *cells = image.shape
+            positions = math.prod(cells)
+            memory = scratch.array(name, (n, c, _row(positions)), dtype)
+            memory[..., :positions].reshape(n, c, *cells)[...] = image.swapaxes(0, 1)
+            return memory
         memory, view = self._memory(scratch, name, image.shape, dtype)
-        move(blas, image, view)
+        turn(blas, scratch, image, view)
         return memory
 
     def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
         memory, _ = self._memory(scratch, name, image.shape, values.dtype)
-        memory[..., : len(values)] = values
+        _fill_rows(memory, values)
         return memory
 
     def store(
@@ -98,20 +114,28 @@ class ChannelsInner:
     ) -> None:
         move(blas, self._view(memory, image.shape), image)
 
+    def sums(self, memory: Array, image: Array) -> Array:
+        rows = memory.reshape(-1, memory.shape[-1])
+        total: Array = np.matmul(np.ones(len(rows), memory.dtype), rows[:, : len(image)])
+        return total
+
     def forward_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
         """Return (g, blocks of F, taps, C, 64)."""
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
-        W = np.empty(_packed_shape(g, C, F, weights.shape[-1]), dtype)
+        W = aligned(_packed_shape(g, C, F, weights.shape[-1]), dtype)
 
         def fill(index: int, scratch: Scratch) -> None:
-            for part, packed in _parts(weights, W, index):
-                order = (*part.shape[1:], len(part))
-                buffer = scratch.array("W", order, dtype)  # in between, as (c, tap, f)
-                move_matrix(blas, part, buffer.transpose(2, 0, 1))
-                packed[...] = buffer.swapaxes(0, 1)
+            group, block = divmod(index, W.shape[1])
+            for part, packed in _parts(weights[group], W[group], block):
+                f, c, taps = part.shape
+                near = scratch.array("near", (f, c * taps + SPARE), dtype)[:, :-SPARE]
+                near[...] = part.reshape(f, -1)
+                buffer = scratch.array("W", (c * taps, f), dtype)  # in between, as (c, tap, f)
+                blas.transpose(near, buffer)
+                packed[...] = buffer.reshape(c, taps, f).swapaxes(0, 1)
 
         run_tasks(fill, g * W.shape[1], _packers(W, workers))
         return W
@@ -122,46 +146,44 @@ class ChannelsInner:
         """Return (g, blocks of C, taps, F, 64)."""
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
-        W = np.empty(_packed_shape(g, F, C, weights.shape[-1]), dtype)
+        W = aligned(_packed_shape(g, F, C, weights.shape[-1]), dtype)
         rows = max(1, PACKED_AT_ONCE // weights[0, 0].size)
         tiling = Tiling((g, F), (1, rows))
 
         def fill(index: int, scratch: Scratch) -> None:
             group, f = tiling[index]
             part = weights[group.start, f].transpose(2, 0, 1)
-            buffer = scratch.array("W", part.shape, dtype)  # in between, as (tap, f, c)
-            move_matrix(blas, part, buffer)
             for block, (first, many) in enumerate(_blocks(C)):
-                W[group.start, block, :, f, :many] = buffer[..., first : first + many]
+                W[group.start, block, :, f, :many] = part[..., first : first + many]
 
         run_tasks(fill, tiling.boxes, _packers(W, workers))
         return W
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *kernel = shape
-        return _packed_shape(g, C, F, int(np.prod(kernel)))
+        return _packed_shape(g, C, F, math.prod(kernel))
 
-    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
-        g, F, C = dw.shape[:3]
-        weights = dw.reshape(g, F, C, -1)
-
-        def fill(index: int, scratch: Scratch) -> None:
-            for part, packed in _parts(weights, sums, index):
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        F, C = dw.shape[:2]
+        weights = dw.reshape(F, C, -1)
+        for block in range(len(sums)):
+            for part, packed in _parts(weights, sums, block):
                 order = (*part.shape[1:], len(part))
                 buffer = scratch.array("W", order, sums.dtype)  # in between, as (c, tap, f)
                 buffer[...] = packed.swapaxes(0, 1)
                 move_matrix(blas, buffer.transpose(2, 0, 1), part)
 
-        run_tasks(fill, g * sums.shape[1], _packers(sums, workers))
-
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self.interleaved, W.shape[-1]), x, W, y)
+        blas.run(_forward(tile, self, W.shape[-1]), x, W, y)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile, self.interleaved, W.shape[-1]), dout, W, dx)
+        blas.run(_input_grad(tile, self, W.shape[-1]), dout, W, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        blas.run(_weight_grad(tile, self.interleaved, dw.shape[-1]), x, dout, dw)
+        blas.run(_weight_grad(tile, self, dw.shape[-1]), x, dout, dw)
+
+    def _as_planes(self, name: str) -> bool:
+        return self.planes and name in ("x", "dout")
 
     def _memory(
         self, scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]
@@ -193,17 +215,13 @@ def _packed_shape(groups: int, rows: int, columns: int, taps: int) -> Shape:
     return (groups, len(_blocks(columns)), taps, rows, min(columns, BLOCK))
 
 
-def _parts(weights: Array, packed: Array, index: int) -> Iterator[tuple[Array, Array]]:
-    """Yield parts of block ``index`` of ``weights[g, f, c, tap]``, and of packed (tap, c, f)."""
-    _, F, C, taps = weights.shape
-    group, block = divmod(index, packed.shape[1])
+def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, Array]]:
+    """Yield parts of one block of filters of ``weights[f, c, tap]``, and of packed (tap, c, f)."""
+    F, C, taps = weights.shape
     first, many = _blocks(F)[block]
     step = max(1, PACKED_AT_ONCE // (taps * many))
     for c in range(0, C, step):
-        yield (
-            weights[group, first : first + many, c : c + step],
-            packed[group, block, :, c : c + step, :many],
-        )
+        yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
 
 
 def _packers(packed: Array, workers: int) -> int:
@@ -211,11 +229,30 @@ def _packers(packed: Array, workers: int) -> int:
     return workers if packed.nbytes >= WORTH_SHARING else 1
 
 
+def _row(positions: int) -> int:
+    """Return the numbers from one channel to the next: whole lines of the cache, and some more."""
+    return (positions // SPARE + 2) * SPARE
+
+
+def _fill_rows(memory: Array, values: Array) -> None:
+    """Set each row of ``memory[..., c]`` to ``values`` and what follows them to nothing.
+
+    NumPy copies short rows one by one; so most are filled many at a time.
+    """
+    rows = memory.reshape(-1, memory.shape[-1])
+    first = rows[:ROWS]
+    first[:, : len(values)] = values
+    first[:, len(values) :] = 0
+    end = len(rows) // ROWS * ROWS
+    rows[:end].reshape(-1, first.size)[1:] = first.reshape(-1)
+    rows[end:] = first[: len(rows) - end]
+
+
 class _Lines:
     """The lines of a tile as operands, to be broadcast as (blocks, pairs, pieces)."""
 
-    def __init__(self, tile: Tile, interleaved: bool, *, by_tap: bool = False) -> None:
-        together = tile.images if interleaved else 1
+    def __init__(self, tile: Tile, lie: ChannelsInner, *, by_tap: bool = False) -> None:
+        together = tile.images if lie.interleaved else 1
         each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         deepest = min(max(tile.C, tile.F), DEPTH) * min(tile.C, tile.F, BLOCK)
         longest = max(SMALL_PRODUCT // (deepest * together), 1)
@@ -230,13 +267,19 @@ class _Lines:
         self._out = ((pairs.out * last.outs + pairs.at) * together)[:, None]
         self._cell = ((pairs.cell * last.cells + pairs.last_cell) * together)[:, None]
 
-    def x(self, c: Array) -> Operand:
-        """Return the cells of each pair, from channel ``c``."""
+    def x(self, c: Array, planes: bool = False) -> Operand:
+        """Return the cells of each pair, from channel ``c``; with ``planes``, transposed."""
+        if planes:
+            cells = math.prod(axis.cells for axis in self._tile.axes)
+            return self._planes(self._cell, cells, self._tile.C, c)
         row = self._tile.C + SPARE
         return Operand(self._cell * row + c, self._tile.axes[-1].stride * row)
 
-    def y(self, f: Array) -> Operand:
-        """Return the outputs of each pair, from filter ``f``."""
+    def y(self, f: Array, planes: bool = False) -> Operand:
+        """Return the outputs of each pair, from filter ``f``; with ``planes``, transposed."""
+        if planes:
+            outs = math.prod(axis.outs for axis in self._tile.axes)
+            return self._planes(self._out, outs, self._tile.F, f)
         row = self._tile.F + SPARE
         return Operand(self._out * row + f, row)
 
@@ -244,32 +287,40 @@ class _Lines:
         """Return each pair's tap in weights packed as (blocks, taps, rows, width)."""
         return Operand(((block * self._tile.taps + self.tap) * rows + row) * width, width)
 
+    def _planes(self, at: Array, positions: int, channels: int, first: Array) -> Operand:
+        image, position = np.divmod(at, positions)
+        row = _row(positions)
+        return Operand((image * channels + first) * row + position, row)
+
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, interleaved: bool, width: int) -> Products:
-    lines = _Lines(tile, interleaved)
+def _forward(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+    lines = _Lines(tile, lie)
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
-    W = lines.weights(f_block, c, tile.C, width)
-    return Products(lines.length, F, C, lines.x(c), W, lines.y(f))
+    W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
+    x, y = lines.x(c, lie.planes), lines.y(f)
+    return Products(lines.length, F, C, x, W, y, transposed=transposed)
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, interleaved: bool, width: int) -> Products:
-    lines = _Lines(tile, interleaved)
+def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+    lines = _Lines(tile, lie)
     (c, C, c_block), (f, F) = _outer_blocks(tile.C), _pieces(tile.F)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
-    W = lines.weights(c_block, f, tile.F, width)
-    return Products(lines.length, C, F, lines.y(f), W, lines.x(c))
+    W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes
+    dout, dx = lines.y(f, lie.planes), lines.x(c)
+    return Products(lines.length, C, F, dout, W, dx, transposed=transposed)
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, interleaved: bool, width: int) -> Products:
-    lines = _Lines(tile, interleaved, by_tap=True)
+def _weight_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+    lines = _Lines(tile, lie, by_tap=True)
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
-    dW = lines.weights(f_block, c, tile.C, width)
-    return Products(C, F, lines.length, lines.x(c), lines.y(f), dW, transposed="a")
+    dW, transposed = lines.weights(f_block, c, tile.C, width), "a" * (not lie.planes)
+    x, dout = lines.x(c, lie.planes), lines.y(f)
+    return Products(C, F, lines.length, x, dout, dW, transposed=transposed)
 
 
 def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:

@@ -26,7 +26,7 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import last_to, move, move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, sums_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -119,6 +119,9 @@ class ChannelsOuter:
         if self.interleaved:
             move_images(blas, target, image)
 
+    def sums(self, memory: Array, image: Array) -> Array:
+        return sums_of(image, memory.dtype)
+
     def forward_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
@@ -133,9 +136,9 @@ class ChannelsOuter:
         g, F, C, *outer, last = shape
         return (g, 1, last, int(np.prod(outer)), C, F)
 
-    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
-        g, F, C, *_, last = dw.shape
-        dw.reshape(g, F, C, -1, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        F, C, *_, last = dw.shape
+        dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 1, 0)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         blas.run(_forward(tile, self.interleaved, _steps(y)), W, x, span(y))

@@ -37,6 +37,7 @@ LEAST_SHARE = 128
 LEAST_WORK = 2.5e7
 FEW = 100
 SHORT_LINE = 30
+LONG_LINE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,9 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
     if geometry.C // geometry.groups * rows <= FEW:
         return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
-    return ChannelsInner(interleaved=geometry.stride[-1] == 1)
+    in_lines = geometry.stride[-1] == 1
+    long = geometry.out[-1] >= LONG_LINE
+    return ChannelsInner(in_lines and not long, planes=in_lines and long)
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:

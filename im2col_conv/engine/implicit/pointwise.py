@@ -29,10 +29,10 @@ from im2col_conv.engine.implicit.moves import (
     move_matrix,
     span,
 )
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, sums_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["Pointwise", "is_pointwise"]
@@ -110,6 +110,9 @@ class Pointwise:
         if _in_place(image, memory.dtype) is None:
             move_images(blas, memory.reshape(image.shape), image)
 
+    def sums(self, memory: Array, image: Array) -> Array:
+        return sums_of(image, memory.dtype)
+
     def forward_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
@@ -129,15 +132,10 @@ class Pointwise:
         g, F, C, *_ = shape
         return (g, F // self.chunk(F), C, self.chunk(F))
 
-    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
-        g, chunks, C, F = sums.shape
-        filters = dw.reshape(g * chunks, F, C)
-        sums = sums.reshape(g * chunks, C, F)
-
-        def fill(index: int, scratch: Scratch) -> None:
-            move_matrix(blas, sums[index].T, filters[index])
-
-        run_tasks(fill, g * chunks, workers if sums.nbytes >= WORTH_SHARING else 1)
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        chunks, C, F = sums.shape
+        for chunk, filters in zip(sums, dw.reshape(chunks, F, C), strict=True):
+            move_matrix(blas, chunk.T, filters)
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         _multiply(blas, x, W, y)

@@ -11,7 +11,7 @@ from im2col_conv.engine.implicit.pairs import Axis
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
-__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile"]
+__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile", "sums_of"]
 
 Shape = tuple[int, ...]
 
@@ -35,6 +35,12 @@ class Tile(NamedTuple):
         for axis in self.axes:
             taps *= axis.kernel
         return taps
+
+
+def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the sum of each channel of ``image[c, n, *cells]``."""
+    total: Array = image.sum(axis=tuple(range(1, image.ndim)), dtype=dtype)
+    return total
 
 
 class Arrangement(Protocol):
@@ -94,6 +100,9 @@ class Arrangement(Protocol):
     ) -> None:
         """Fill ``image`` with the numbers of its memory."""
 
+    def sums(self, memory: Array, image: Array) -> Array:
+        """Return the sum of each channel of dout, ``image[f, n, *outs]``, which lies in memory."""
+
     def forward_weights(
         self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
     ) -> Array:
@@ -107,8 +116,8 @@ class Arrangement(Protocol):
     def weight_sums(self, shape: Shape) -> Shape:
         """Return the shape in which dw (g, f, c, *tap) is added up."""
 
-    def unpack(self, sums: Array, dw: Array, blas: OpenBlas, workers: int) -> None:
-        """Fill ``dw[g, f, c, *tap]``."""
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        """Fill ``dw[f, c, *tap]``, some chunks of filters of one group, from their sums."""
 
     def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
         """Add W x to y, each in its memory."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group
+from im2col_conv.arrays import Array, aligned, by_group
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -35,6 +35,7 @@ from im2col_conv.geometry import ConvGeometry
 __all__ = ["plan_weight_grad", "weight_grad"]
 
 CHEAP_SUM = 2**20  # bytes
+WORTH_SHARING = 2**20  # bytes of sums that pay for waking a second worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,14 @@ def plan_weight_grad(
     numbers = arrangement.numbers("dout.T", (F, n, *box), 1) + arrangement.numbers(
         "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
     )
+    # A sum that is the only one of its chunk belongs to the worker who makes it.
+    own_bytes = sum_bytes // (groups * blocks) * chunks.cells if sums == 1 else 0
+    tile_bytes = worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype)
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
-        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
-        shared_bytes=sums * sum_bytes,
+        worker_bytes=tile_bytes + own_bytes,
+        shared_bytes=sums * sum_bytes if sums > 1 else 0,
         work=work_of(geometry),
         geometry=geometry,
         dtype=dtype,
@@ -104,33 +108,51 @@ def weight_grad(
     workers = workers_for(plan, workers, workspace)
     x, dout = by_group(x, G), by_group(dout, G)
     w_shape = (G, F, *geometry.w_shape[1:])
-    dw_sums = np.empty((plan.sums, *arrangement.weight_sums(w_shape)), plan.dtype)
+    dw = None if dw is None else dw.reshape(w_shape)
+    sums_shape = arrangement.weight_sums(w_shape)
+    dw_sums = aligned((plan.sums * (plan.sums > 1), *sums_shape), plan.dtype)
     db_sums = np.zeros((plan.sums, G, F), plan.dtype)
+
+    def channels(part: slice) -> slice:
+        return channels_of(part, arrangement.chunk(F), F)
 
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
-        g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
-        total = dw_sums[number, g, part]
-        if dw is not None:
+        g, f = groups.start, channels(part)
+        if dw is None:
+            total = db_sums  # as good as any: nothing is added to it
+        elif plan.sums > 1:
+            total = dw_sums[number, g, part]
+            total[...] = 0
+        else:
+            shape = (part.stop - part.start, *sums_shape[2:])
+            total = scratch.array("dw", shape, plan.dtype)
             total[...] = 0
         tiles = plan.tiling.boxes
         for at in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
             images, *box = plan.tiling[at]
             cells = cells_seen(geometry, tuple(box))
             source, given = x[g, arrangement.partners(f), images, *cells], dout[g, f, images, *box]
+            douts = arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
             if db is not None:
-                db_sums[number, g, f] += given.sum(
-                    axis=tuple(range(1, given.ndim)), dtype=plan.dtype
-                )
+                db_sums[number, g, f] += arrangement.sums(douts, given)
             if dw is not None:
                 tile = plan.tile(source, given, tuple(box), cells)
                 lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
-                douts = arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
                 arrangement.weight_grad(blas, tile, douts, lines, total)
+        if dw is not None and plan.sums == 1:
+            arrangement.unpack(blas, scratch, total, dw[g, f])
+
+    def add_sums(index: int, scratch: Scratch) -> None:
+        assert dw is not None  # or this would not run
+        groups, part = units[index]
+        g, f = groups.start, channels(part)
+        arrangement.unpack(blas, scratch, total_of(dw_sums[:, g, part]), dw[g, f])
 
     run_tasks(add_tiles, plan.tasks, workers)
-    if dw is not None:
-        arrangement.unpack(total_of(dw_sums), dw.reshape(w_shape), blas, workers)
+    if dw is not None and plan.sums > 1:
+        units = Tiling(plan.chunks.extent, (1, 1))
+        run_tasks(add_sums, units.boxes, workers if dw_sums.nbytes >= WORTH_SHARING else 1)
     if db is not None:
         db[...] = total_of(db_sums).reshape(db.shape)
