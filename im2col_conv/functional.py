@@ -25,13 +25,14 @@ from im2col_conv.arrays import (
 )
 from im2col_conv.engine.choice import (
     ALGORITHMS,
+    forward_job,
     forward_plan,
+    input_grad_job,
     input_grad_plan,
-    run_forward,
-    run_input_grad,
-    run_weight_grad,
+    weight_grad_job,
     weight_grad_plan,
 )
+from im2col_conv.engine.jobs import Job, run_jobs
 from im2col_conv.engine.settings import get_workers, get_workspace
 from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 from im2col_conv.lowering import last
@@ -161,7 +162,7 @@ def conv(
     else:
         out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, arrays)
         y = channels_first(np.asarray(out), layout)
-    run_forward(plan, x, weights, b, y, get_workers(), workspace)
+    run_jobs([forward_job(plan, x, weights, b, y)], get_workers(), workspace)
     return in_layout(y, layout) if out is None else out
 
 
@@ -232,14 +233,17 @@ def conv_grads(
         x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
     )
     _expect_dout(dout, geometry, layout)
-    dtype = result_type(dout, x, w)
-    dx = None
-    if "x" in needs:
-        dx = _input_grad(geometry, dout, weights, dtype, layout, algorithm)
+    dtype, workspace = result_type(dout, x, w), get_workspace()
+    dx = new_result(geometry.x_shape, dtype, layout) if "x" in needs else None
     dw = np.empty(geometry.w_shape, dtype) if "w" in needs else None
     db = np.empty(geometry.F, dtype) if "b" in needs else None
-    _weight_grad(geometry, dout, x, dw, db, dtype, layout, algorithm)
-    return ConvGrads(dx, dw, db)
+    jobs = []
+    if dw is not None or db is not None:
+        jobs.append(_weight_grad(geometry, dout, x, dw, db, layout, algorithm, dtype))
+    if dx is not None:
+        jobs.append(_input_grad(geometry, dout, weights, dx, layout, algorithm))
+    run_jobs(jobs, get_workers(), workspace)
+    return ConvGrads(None if dx is None else in_layout(dx, layout), dw, db)
 
 
 @without_warnings
@@ -297,7 +301,10 @@ def conv_input_grad(
         shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x_shape", layout), "w")
     )
     _expect_dout(dout, geometry, layout)
-    return _input_grad(geometry, dout, weights, result_type(dout, w), layout, algorithm)
+    dx = new_result(geometry.x_shape, result_type(dout, w), layout)
+    job = _input_grad(geometry, dout, weights, dx, layout, algorithm)
+    run_jobs([job], get_workers(), get_workspace())
+    return in_layout(dx, layout)
 
 
 @without_warnings
@@ -357,7 +364,8 @@ def conv_weight_grad(
     _expect_dout(dout, geometry, layout)
     dtype = result_type(dout, x)
     dw = np.empty(geometry.w_shape, dtype)
-    _weight_grad(geometry, dout, x, dw, None, dtype, layout, algorithm)
+    job = _weight_grad(geometry, dout, x, dw, None, layout, algorithm, dtype)
+    run_jobs([job], get_workers(), get_workspace())
     return dw
 
 
@@ -448,7 +456,8 @@ def conv_transpose(
         y[...] = 0 if b is None else b.reshape(-1, *(1,) * len(sizes.out))
     if sizes.adjoint_of is not None:
         reached = y[last(slice(cells) for cells in sizes.reached)]
-        _scatter(sizes.adjoint_of, x, weights, b, reached, layout, "auto")
+        job = _scatter(sizes.adjoint_of, x, weights, b, reached, layout, "auto")
+        run_jobs([job], get_workers(), get_workspace())
     return in_layout(y, layout)
 
 
@@ -456,15 +465,14 @@ def _input_grad(
     geometry: ConvGeometry,
     dout: Array,
     weights: Weights,
-    dtype: np.dtype[np.generic],
+    dx: Array,
     layout: Layout,
     algorithm: str,
-) -> Array:
-    dx = new_result(geometry.x_shape, dtype, layout)
+) -> Job:
+    """Return the job of dx, the adjoint: complex weights are conjugated."""
     if weights.array.dtype.kind == "c":
         weights = PlainWeights(weights.array.conj())
-    _scatter(geometry, dout, weights, None, dx, layout, algorithm)
-    return in_layout(dx, layout)
+    return _scatter(geometry, dout, weights, None, dx, layout, algorithm)
 
 
 def _scatter(
@@ -475,10 +483,9 @@ def _scatter(
     dx: Array,
     layout: Layout,
     algorithm: str,
-) -> None:
-    workers, workspace = get_workers(), get_workspace()
-    plan = input_grad_plan(algorithm, geometry, layout, dout.dtype, dx.dtype, workspace)
-    run_input_grad(plan, dout, weights, b, dx, workers, workspace)
+) -> Job:
+    plan = input_grad_plan(algorithm, geometry, layout, dout.dtype, dx.dtype, get_workspace())
+    return input_grad_job(plan, dout, weights, b, dx)
 
 
 def _weight_grad(
@@ -487,15 +494,14 @@ def _weight_grad(
     x: Array,
     dw: Array | None,
     db: Array | None,
-    dtype: np.dtype[np.generic],
     layout: Layout,
     algorithm: str,
-) -> None:
-    if dw is None and db is None:
-        return
-    workers, workspace = get_workers(), get_workspace()
-    plan = weight_grad_plan(algorithm, geometry, layout, x.dtype, dout.dtype, dtype, workspace)
-    run_weight_grad(plan, dout, x, dw, db, workers, workspace)
+    dtype: np.dtype[np.generic],
+) -> Job:
+    plan = weight_grad_plan(
+        algorithm, geometry, layout, x.dtype, dout.dtype, dtype, get_workspace()
+    )
+    return weight_grad_job(plan, dout, x, dw, db)
 
 
 def _check_words(layout: object, algorithm: object) -> None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from im2col_conv.arrays import Array, read_array
+from im2col_conv.arrays import Array, aligned, read_array
 
-__all__ = ["PlainWeights", "PreparedWeights", "Weights", "prepare", "read_weights"]
+__all__ = ["PlainWeights", "PreparedWeights", "Room", "Weights", "prepare", "read_weights"]
+
+
+class Form(Protocol):
+    """What weights may keep: an array, or anything else that knows its memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """The memory."""
+
+
+T = TypeVar("T", bound=Form)
+Room: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], Array]
+"""What returns unfilled memory for a name, a shape and a type."""
 
 
 class PreparedWeights:
@@ -31,7 +44,7 @@ class PreparedWeights:
 
     def __init__(self, w: npt.ArrayLike) -> None:
         self.array = _frozen(np.array(read_array("w", w), order="C"))
-        self._forms: dict[Hashable, Array] = {}
+        self._forms: dict[Hashable, Form] = {}
         self._making = threading.RLock()
 
     @property
@@ -49,27 +62,34 @@ class PreparedWeights:
         """The number of their axes."""
         return self.array.ndim
 
-    def form(self, key: Hashable, make: Callable[[Array], Array]) -> Array:
-        """Return ``make(array)``, read-only, which is called once for each ``key``.
+    def form(self, key: Hashable, make: Callable[[Array, Room], T], room: Room) -> T:
+        """Return what ``make`` makes of the weights; it is called once for each ``key``.
 
         Parameters
         ----------
         key : hashable
             All that the form depends on besides the weights: the algorithm, its sizes, the type.
         make : callable
-            Is given :attr:`array`, and returns an array of its own.
+            Is given :attr:`array` and where to get memory, and returns what is kept: an array,
+            which becomes read-only, or anything that knows its ``nbytes`` and that many threads may
+            use.
+        room : callable
+            Memory that is lent for a call; what is kept gets memory of its own.
 
         Returns
         -------
-        ndarray
+        what ``make`` returned
         """
         found = self._forms.get(key)
         if found is None:
             with self._making:  # threads that want the same form wait for the first of them
                 found = self._forms.get(key)
                 if found is None:
-                    found = self._forms[key] = _frozen(make(self.array))
-        return found
+                    found = make(self.array, _own_room)
+                    if isinstance(found, np.ndarray):
+                        _frozen(found)
+                    self._forms[key] = found
+        return cast(T, found)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """Return the weights, for whoever takes any array; a copy may be written to."""
@@ -90,9 +110,9 @@ class PlainWeights(NamedTuple):
 
     array: Array
 
-    def form(self, key: Hashable, make: Callable[[Array], Array]) -> Array:
-        """Return ``make(array)``."""
-        return make(self.array)
+    def form(self, key: Hashable, make: Callable[[Array, Room], T], room: Room) -> T:
+        """Return ``make(array, room)``."""
+        return make(self.array, room)
 
 
 Weights: TypeAlias = PreparedWeights | PlainWeights
@@ -143,6 +163,10 @@ def prepare(w: npt.ArrayLike) -> PreparedWeights:
     (2, 4, 7, 5)
     """
     return w if isinstance(w, PreparedWeights) else PreparedWeights(w)
+
+
+def _own_room(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return aligned(shape, dtype)
 
 
 def _frozen(array: Array) -> Array:

@@ -42,7 +42,7 @@ def winograd(
 ):
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, **keywords)
     plan = plan_of(geometry, dtype or x.dtype, tile, workspace)
-    U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype)
+    U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype, Scratch().array)
     y = np.full(geometry.y_shape, np.nan, plan.dtype) if y is None else y
     forward(plan, BLAS, x, U, b, y, workers, workspace)
     return y
@@ -308,7 +308,7 @@ def test_memory_stays_inside_what_the_plan_says(layer, workers, workspace):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype)
+        U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype, Scratch().array)
         forward(plan, BLAS, x, U, b, y, workers, workspace)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:

@@ -19,23 +19,24 @@ from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
+from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import is_small
 from im2col_conv.engine.winograd import forward as winograd_forward
 from im2col_conv.engine.winograd import plan as winograd_plan
-from im2col_conv.engine.winograd import weights as winograd_weights
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Weights
 
 __all__ = [
     "ALGORITHMS",
+    "forward_job",
     "forward_plan",
+    "input_grad_job",
     "input_grad_plan",
-    "run_forward",
-    "run_input_grad",
-    "run_weight_grad",
     "way_of",
+    "weight_grad_job",
     "weight_grad_plan",
 ]
 
@@ -163,48 +164,42 @@ def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:
     return needed <= workspace
 
 
-def run_forward(
-    plan: Plan, x: Array, w: Weights, b: Array | None, y: Array, workers: int, workspace: int
-) -> None:
-    """Fill ``y`` as the plan says."""
-    if isinstance(plan, im2col_forward.ForwardPlan):
-        im2col_forward.forward(plan, x, w.array, b, y, workers, workspace)
-    elif isinstance(plan, winograd_plan.WinogradPlan):
+def forward_job(plan: Plan, x: Array, w: Weights, b: Array | None, y: Array) -> Job:
+    """Return the job that fills ``y`` as the plan says."""
 
-        def transformed(array: Array) -> Array:
-            groups = plan.geometry.groups
-            return winograd_weights.transform(_blas(), array, groups, plan.tile, plan.dtype)
+    def begin(shared: Scratch) -> Work:
+        if isinstance(plan, im2col_forward.ForwardPlan):
+            return im2col_forward.forward(plan, x, w.array, b, y)
+        if isinstance(plan, winograd_plan.WinogradPlan):
+            return winograd_forward.forward(plan, _blas(), shared, x, w, b, y)
+        assert isinstance(plan, ImplicitPlan)
+        return implicit_forward.forward(plan, _blas(), shared, x, w, b, y)
 
-        U = w.form(("winograd", plan.geometry.groups, plan.tile, plan.dtype), transformed)
-        winograd_forward.forward(plan, _blas(), x, U, b, y, workers, workspace)
-    elif isinstance(plan, ImplicitPlan):
-        implicit_forward.forward(plan, _blas(), x, w, b, y, workers, workspace)
+    return Job(plan, begin)
 
 
-def run_weight_grad(
-    plan: Plan,
-    dout: Array,
-    x: Array,
-    dw: Array | None,
-    db: Array | None,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``dw`` and ``db`` as the plan says."""
-    if isinstance(plan, im2col_weight_grad.WeightGradPlan):
-        im2col_weight_grad.weight_grad(plan, dout, x, dw, db, workers, workspace)
-    elif isinstance(plan, implicit_weight_grad.WeightGradPlan):
-        implicit_weight_grad.weight_grad(plan, _blas(), dout, x, dw, db, workers, workspace)
+def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Job:
+    """Return the job that fills ``dw`` and ``db`` as the plan says; what is None is left out."""
+
+    def begin(shared: Scratch) -> Work:
+        if isinstance(plan, im2col_weight_grad.WeightGradPlan):
+            return im2col_weight_grad.weight_grad(plan, dout, x, dw, db)
+        assert isinstance(plan, implicit_weight_grad.WeightGradPlan)
+        return implicit_weight_grad.weight_grad(plan, _blas(), shared, dout, x, dw, db)
+
+    return Job(plan, begin)
 
 
-def run_input_grad(
-    plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Array, workers: int, workspace: int
-) -> None:
-    """Fill ``dx`` as the plan says."""
-    if isinstance(plan, im2col_input_grad.InputGradPlan):
-        im2col_input_grad.input_grad(plan, dout, w.array, b, dx, workers, workspace)
-    elif isinstance(plan, ImplicitPlan):
-        implicit_input_grad.input_grad(plan, _blas(), dout, w, b, dx, workers, workspace)
+def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Array) -> Job:
+    """Return the job that fills ``dx`` as the plan says."""
+
+    def begin(shared: Scratch) -> Work:
+        if isinstance(plan, im2col_input_grad.InputGradPlan):
+            return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
+        assert isinstance(plan, ImplicitPlan)
+        return implicit_input_grad.input_grad(plan, _blas(), shared, dout, w, b, dx)
+
+    return Job(plan, begin)
 
 
 def _blas() -> OpenBlas:

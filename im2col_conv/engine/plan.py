@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
-__all__ = ["Plan", "scratch_bytes", "total_of", "workers_for"]
+__all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,15 @@ def workers_for(plan: Plan, workers: int, workspace: int) -> int:
         return 1
     room = (workspace - plan.shared_bytes) // max(plan.worker_bytes, 1)
     return max(1, min(workers, room, plan.tasks))
+
+
+def workers_for_all(plans: Sequence[Plan], workers: int, workspace: int) -> int:
+    """Return how many of ``workers`` several passes are worth at once; 0 where they do not fit."""
+    shared = sum(plan.shared_bytes for plan in plans)
+    room = (workspace - shared) // max(1, *[plan.worker_bytes for plan in plans])
+    worth = sum(plan.work for plan in plans) >= min(plan.least_shared for plan in plans)
+    tasks = sum(plan.tasks for plan in plans)
+    return min(workers if worth else 1, room, tasks)
 
 
 def scratch_bytes(plan: Plan, workers: int, workspace: int) -> int:

@@ -8,7 +8,9 @@ an address outside an array.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +20,8 @@ from im2col_conv.arrays import Array
 __all__ = ["Operand", "Products"]
 
 Ints: TypeAlias = Array | int
+
+KEPT_TABLES = 4  # of addresses, a list
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # CBLAS's numbers for these words
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -34,7 +38,8 @@ class Operand(NamedTuple):
 class Products:
     """Products C (m, n) += A (m, k) @ B (k, n), or A.T with A (k, m), all in rows.
 
-    They are done in order, so that several may add to the same C.
+    They are done in order, so that several may add to the same C. Those that are ``fresh`` set C
+    to the product, whatever was there.
 
     Parameters
     ----------
@@ -43,6 +48,8 @@ class Products:
     a, b, c : Operand
     transposed : {"", "a", "b", "ab"}
         The operands that are stored transposed: A as (k, m), B as (n, k).
+    fresh : bool or array of bool
+        Which products overwrite their C.
 
     Examples
     --------
@@ -54,10 +61,19 @@ class Products:
     """
 
     def __init__(
-        self, m: Ints, n: Ints, k: Ints, a: Operand, b: Operand, c: Operand, *, transposed: str = ""
+        self,
+        m: Ints,
+        n: Ints,
+        k: Ints,
+        a: Operand,
+        b: Operand,
+        c: Operand,
+        *,
+        transposed: str = "",
+        fresh: Array | bool = False,
     ) -> None:
-        table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c)).reshape(9, -1)
-        m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc = table.astype(np.int64)
+        table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c, fresh)).reshape(10, -1)
+        m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc, fresh = table.astype(np.int64)
         self.count = int(m.size)
         self.reach = (
             _reach(*((k, m) if "a" in transposed else (m, k)), a_offset, lda),
@@ -65,12 +81,18 @@ class Products:
             _reach(m, n, c_offset, ldc),
         )
         self._offsets = np.stack((a_offset, b_offset, c_offset))
-        self._groups = _Groups(np.stack((m, n, k, lda, ldb, ldc)), transposed)
+        self._pointers: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        self._groups = _Groups(np.stack((m, n, k, lda, ldb, ldc, 1 - fresh)), transposed)
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether some of the products are fresh."""
+        return self._groups.fresh
 
     @property
     def nbytes(self) -> int:
         """The memory of the list while it runs."""
-        return int(2 * self._offsets.nbytes) + self._groups.nbytes
+        return int((1 + KEPT_TABLES) * self._offsets.nbytes) + self._groups.nbytes
 
     def run(self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array) -> None:
         """Do the products with CBLAS's ``gemm_batch`` of the arrays' type."""
@@ -84,16 +106,30 @@ class Products:
             raise ValueError("the products need a writeable array for their results")
         if self.count == 0:
             return
-        pointers = self._offsets * c.itemsize
-        for row, array in zip(pointers, (a, b, c), strict=True):
-            row += array.ctypes.data
+        pointers = self._table(c.itemsize, a.ctypes.data, b.ctypes.data, c.ctypes.data)
         at_a, at_b, at_c = _addresses(pointers)
         sizes = self._groups
-        one = sizes.ones[c.dtype]
+        one, beta = sizes.factors[c.dtype]
         gemm_batch(
-            _ROW_MAJOR, *sizes.words, *sizes.mnk, one, at_a, sizes.lda, at_b, sizes.ldb, one, at_c,
+            _ROW_MAJOR, *sizes.words, *sizes.mnk, one, at_a, sizes.lda, at_b, sizes.ldb, beta, at_c,
             sizes.ldc, sizes.count, sizes.lengths,
         )  # fmt: skip
+
+    def _table(self, itemsize: int, *starts: int) -> Array:
+        """Return the address of each operand, from where the arrays start.
+
+        Buffers are used again and again, so that the last few tables are kept. A table follows
+        from its key alone, and is never changed: threads may share it.
+        """
+        key = (itemsize, *starts)
+        table = self._pointers.get(key)
+        if table is None:
+            table = self._offsets * itemsize + np.array(starts)[:, None]
+            self._pointers[key] = table
+            while len(self._pointers) > KEPT_TABLES:
+                with suppress(KeyError):  # another thread was sooner
+                    self._pointers.popitem(last=False)
+        return table
 
 
 class _Groups:
@@ -108,14 +144,20 @@ class _Groups:
         words = np.full((2, len(starts)), _AS_IT_IS, np.int32)
         for operand in transposed:
             words["ab".index(operand)] = _TRANSPOSED
-        table = np.ascontiguousarray(sizes[:, starts], np.int32)
-        ones = {dtype: np.ones(len(starts), dtype) for dtype in _TYPES}
+        table = np.ascontiguousarray(sizes[:6, starts], np.int32)
+        factors = {
+            dtype: np.stack((np.ones(len(starts)), sizes[6, starts])).astype(dtype)
+            for dtype in _TYPES
+        }
         self.count = len(starts)
+        self.fresh = not factors[_TYPES[0]].all()
         self.words = _addresses(words)
         *self.mnk, self.lda, self.ldb, self.ldc = _addresses(table)
         self.lengths = lengths.ctypes.data
-        self.ones: dict[Any, int] = {dtype: array.ctypes.data for dtype, array in ones.items()}
-        self._kept = (words, table, lengths, *ones.values())  # alive as long as their addresses
+        self.factors: dict[Any, list[int]] = {
+            dtype: _addresses(array) for dtype, array in factors.items()
+        }
+        self._kept = (words, table, lengths, *factors.values())  # alive as long as their addresses
         self.nbytes: int = sum(array.nbytes for array in self._kept)
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from im2col_conv.arguments import integer
+from im2col_conv.engine.workers import drop_scratch
 
 __all__ = ["Setting", "get_workers", "get_workspace", "set_workers", "set_workspace"]
 
 T = TypeVar("T")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Setting(Generic[T]):
@@ -20,11 +26,15 @@ class Setting(Generic[T]):
     found when it began, in the order in which they end.
     """
 
-    def __init__(self, values: dict[str, T], name: str, value: T) -> None:
+    def __init__(
+        self, values: dict[str, T], name: str, value: T, after: Callable[[], None] = _nothing
+    ) -> None:
         self._values = values
         self._name = name
         self._before = values[name]
+        self._after = after
         values[name] = value
+        after()
 
     def __enter__(self) -> None:
         """Leave the value as it was set."""
@@ -37,6 +47,7 @@ class Setting(Generic[T]):
     ) -> None:
         """Bring back the value from before."""
         self._values[self._name] = self._before
+        self._after()
 
     def __repr__(self) -> str:
         return f"{self._name} = {self._values[self._name]}"
@@ -97,7 +108,8 @@ def set_workspace(nbytes: int) -> Setting[int]:
     """Set the scratch memory that a call may take, all its workers together.
 
     A call takes no more than this or its floor, whichever is larger. The floor is the columns of
-    one output row for one worker and two copies of ``w`` in the type that is computed in.
+    one output row for one worker and two copies of ``w`` in the type that is computed in. Up to
+    32 MiB of it wait for the next call; setting the workspace gives them back.
 
     Parameters
     ----------
@@ -120,7 +132,7 @@ def set_workspace(nbytes: int) -> Setting[int]:
     ...     get_workspace()
     8388608
     """
-    return Setting(_values, "workspace", integer("nbytes", nbytes, 1))
+    return Setting(_values, "workspace", integer("nbytes", nbytes, 1), drop_scratch)
 
 
 def get_workspace() -> int:

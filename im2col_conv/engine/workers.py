@@ -13,23 +13,63 @@ import numpy as np
 from im2col_conv.arrays import Array, aligned
 from im2col_conv.engine import blas, pool
 
-__all__ = ["Scratch", "run_tasks"]
+__all__ = ["Scratch", "Task", "drop_scratch", "lend_scratch", "run_tasks"]
+
+
+KEPT_BYTES = 2**25  # of all buffers that wait for the next call
+
+_kept: list[Scratch] = []
 
 
 class Scratch:
-    """Buffers of one thread for one call, each known by a name and used again tile after tile."""
+    """Buffers of one thread, each known by a name and used again tile after tile, call after call.
+
+    New memory costs a page fault every 4 KiB: more than a small layer does with it.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array | None] = {}
+        self._used: set[str] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an unfilled array that shares its memory with the last one of this name."""
         nbytes = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[name] = None  # given back before a larger one is asked for
+            # What an earlier call left is given back before anything new is asked for.
+            self._buffers = {each: self._buffers[each] for each in self._used}
+            buffer = self._buffers[name] = None
             buffer = self._buffers[name] = aligned((nbytes,), np.dtype(np.uint8))
+        self._used.add(name)
         return np.ndarray(shape, dtype, buffer)
+
+    def __enter__(self) -> Scratch:
+        """Use these buffers for a call."""
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Leave them to a later call, if they are small."""
+        self._used.clear()
+        if self.nbytes + sum(scratch.nbytes for scratch in _kept) <= KEPT_BYTES:
+            _kept.append(self)
+
+
+def lend_scratch() -> Scratch:
+    """Return buffers to use under ``with``: those of an earlier call, if there are any."""
+    try:
+        return _kept.pop()
+    except IndexError:
+        return Scratch()
+
+
+def drop_scratch() -> None:
+    """Give back the memory that waits for the next call."""
+    _kept.clear()
 
 
 Task = Callable[[int, Scratch], None]
@@ -46,9 +86,9 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
         if min(workers, tasks) > 1:
             _share(task, tasks, min(workers, tasks))
         else:
-            scratch = Scratch()
-            for index in range(tasks):
-                task(index, scratch)
+            with lend_scratch() as scratch:
+                for index in range(tasks):
+                    task(index, scratch)
     finally:
         blas.let_go()
 
@@ -59,13 +99,13 @@ def _share(task: Task, tasks: int, workers: int) -> None:
     failed = threading.Event()
 
     def work() -> None:
-        scratch = Scratch()
-        while not failed.is_set() and (index := next(numbers)) < tasks:
-            try:
-                task(index, scratch)
-            except BaseException:
-                failed.set()
-                raise
+        with lend_scratch() as scratch:
+            while not failed.is_set() and (index := next(numbers)) < tasks:
+                try:
+                    task(index, scratch)
+                except BaseException:
+                    failed.set()
+                    raise
 
     helpers = [each for _ in range(workers - 1) if (each := pool.ask(work)) is not None]
     try:

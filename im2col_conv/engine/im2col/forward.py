@@ -12,9 +12,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.im2col.columns import Columns, as_matrix, columns_for
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
-from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import affordable, cut, shared_positions
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
@@ -62,10 +63,8 @@ def plan_forward(
     )
 
 
-def forward(
-    plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array, workers: int, workspace: int
-) -> None:
-    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
+def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) -> Work:
+    """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
@@ -87,4 +86,4 @@ def forward(
         if target is None:
             part[...] = product.reshape(part.shape)
 
-    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+    return Work(fill)

@@ -20,9 +20,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.boxes import outputs_touching
 from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_matrix
-from im2col_conv.engine.plan import Plan, workers_for
+from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, scatter
 
@@ -135,10 +136,8 @@ def input_grad(
     w: Array,
     b: Array | None,
     dx: Array,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
+) -> Work:
+    """Return what fills ``dx`` with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     dx, dout = by_group(dx, geometry.groups), by_group(dout, geometry.groups)
     weights = columns.unpacked(columns.weights(w, arithmetic.operand_type(w.dtype)))
@@ -166,7 +165,7 @@ def input_grad(
         if plan.buffered:
             block[...] = target
 
-    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+    return Work(fill)
 
 
 def _tiles(plan: InputGradPlan, cells: Slices) -> Iterator[Slices]:

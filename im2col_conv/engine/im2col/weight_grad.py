@@ -17,9 +17,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.im2col.columns import Columns, columns_for, tile_matrix
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
-from im2col_conv.engine.plan import Plan, total_of, workers_for
+from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.plan import Plan, total_of
 from im2col_conv.engine.tiling import SHARES, affordable, cut, shared_positions
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, last, tap_slices, whole
 
@@ -79,10 +80,8 @@ def weight_grad(
     x: Array,
     dw: Array | None,
     db: Array | None,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
+) -> Work:
+    """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     x, dout = by_group(x, geometry.groups), by_group(dout, geometry.groups)
     G, F, K = geometry.groups, geometry.F // geometry.groups, columns.window
@@ -101,11 +100,13 @@ def weight_grad(
                 product = _product(plan, scratch, matrix, x[groups, :, images], tuple(box))
                 dw_sums[index, groups] += product
 
-    run_tasks(add_tiles, plan.tasks, workers_for(plan, workers, workspace))
-    if dw is not None:
-        dw[...] = columns.unpacked(total_of(dw_sums)).reshape(dw.shape)
-    if db is not None:
-        db[...] = total_of(db_sums).reshape(db.shape)
+    def add_sums(_: int) -> None:
+        if dw is not None:
+            dw[...] = columns.unpacked(total_of(dw_sums)).reshape(dw.shape)
+        if db is not None:
+            db[...] = total_of(db_sums).reshape(db.shape)
+
+    return Work(add_tiles, add_sums)
 
 
 def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box: Slices) -> Array:

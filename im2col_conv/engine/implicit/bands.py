@@ -25,9 +25,11 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, sums_of
+from im2col_conv.engine.implicit.weights import Arranged, Made
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
 
 __all__ = ["Bands"]
 
@@ -81,12 +83,16 @@ class Bands:
             memory[phase, ..., : part.shape[-1]] = part
         return memory
 
-    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
-        memory = _planes(image, stride, values.dtype)
+    def room(
+        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        memory = _planes(image, stride, dtype)
         if memory is None:
-            memory = scratch.array(name, _order(image.shape, stride), values.dtype)
-        memory[...] = values.reshape(-1, *(1,) * (image.ndim - 2))
+            memory = scratch.array(name, _order(image.shape, stride), dtype)
         return memory
+
+    def fill(self, name: str, memory: Array, values: Array) -> None:
+        memory[...] = values.reshape(-1, *(1,) * (memory.ndim - 3))
 
     def store(
         self,
@@ -106,23 +112,13 @@ class Bands:
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
 
-    def forward_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands: (1, C, outer taps, taps of the last axis, rows, K)."""
-        bands = np.zeros(self.weight_sums(w.shape), dtype)
-        rows, taps = self._diagonals(w.shape[-2])
-        # (row, tap, 1, C, outer taps, last taps) from (C, outer taps, taps, last taps)
-        planes = w.reshape(w.shape[1], -1, *w.shape[-2:])
-        bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
-        return bands
+        return Made(self._bands(w, dtype))
 
-    def input_grad_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands transposed, which BLAS multiplies faster than if it is told to."""
-        bands = self.forward_weights(w, dtype, blas, workers)
-        return np.ascontiguousarray(bands.swapaxes(-1, -2))
+        return Made(np.ascontiguousarray(self._bands(w, dtype).swapaxes(-1, -2)))
 
     def weight_sums(self, shape: Shape) -> Shape:
         _, channels, _, *outer, rows, last = shape
@@ -134,16 +130,33 @@ class Bands:
         diagonals = sums.transpose(3, 4, 0, 1, 2)[rows, taps]
         planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)
 
-    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self._depth(tile.axes[-2].kernel), _is_finite(x)), W, x, y)
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+    ) -> None:
+        bands = _is_finite(x)
+        products = _forward(tile, self._depth(tile.axes[-2].kernel), bands, fresh and bands)
+        if fresh and not products.overwrites:
+            y[...] = 0
+        blas.run(products, W, x, y)
 
-    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(
-            _input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout)), W, dout, dx
-        )
+    def input_grad(
+        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
+    ) -> None:
+        if fresh:
+            dx[...] = 0
+        products = _input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout))
+        blas.run(products, W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         blas.run(_weight_grad(tile, self._depth(tile.axes[-2].kernel)), dout, x, dw)
+
+    def _bands(self, w: Array, dtype: np.dtype[Any]) -> Array:
+        bands = np.zeros(self.weight_sums(w.shape), dtype)
+        rows, taps = self._diagonals(w.shape[-2])
+        # (row, tap, 1, C, outer taps, last taps) from (C, outer taps, taps, last taps)
+        planes = w.reshape(w.shape[1], -1, *w.shape[-2:])
+        bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
+        return bands
 
     def _depth(self, kernel: int) -> int:
         """Return K, the input rows that ROWS outputs see."""
@@ -182,15 +195,25 @@ class _Rows:
     and one tap are.
     """
 
-    def __init__(self, tile: Tile, depth: int, *, bands: bool) -> None:
+    def __init__(self, tile: Tile, depth: int, *, bands: bool, fresh: bool = False) -> None:
         *outer, middle, last = tile.axes
         single = Axis(1, 1, 0, 1, 1, 1)
         planes = np.arange(tile.images * tile.C).reshape(-1, 1, 1, 1)
         pairs = pairs_of((*outer, single), 1)
-        out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
+        lines = last.lines(SMALL_PRODUCT)
         rows = _bands(middle) if bands else _single_rows(middle)
+        # A tap that meets all of the last axis comes first, if there is one, and overwrites.
+        lines.sort(key=lambda line: line[3] < last.outs)
+        whole = (
+            bool(lines) and lines[0][3] == last.outs and sum(row[3] for row in rows) == middle.outs
+        )
+        single_tap = all(axis.kernel == 1 for axis in outer) and len(pairs.out) == math.prod(
+            axis.outs for axis in outer
+        )
+        self.leads = np.arange(len(lines)) == (0 if fresh and whole and single_tap else -1)
+        out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
         first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, -1, 1))
-        at, last_cell, tap, self.length = _columns(last.lines(SMALL_PRODUCT), 4, (1, 1, 1, -1))
+        at, last_cell, tap, self.length = _columns(lines, 4, (1, 1, 1, -1))
 
         channel = planes % tile.C
         outer_taps = math.prod(axis.kernel for axis in outer)
@@ -232,10 +255,11 @@ def _columns(table: Sequence[tuple[int, ...]], width: int, shape: Shape) -> list
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, depth: int, bands: bool) -> Products:
-    rows = _Rows(tile, depth, bands=bands)
+def _forward(tile: Tile, depth: int, bands: bool, fresh: bool) -> Products:
+    rows = _Rows(tile, depth, bands=bands, fresh=fresh)
     # y rows (R, L) += B (R, K) @ x rows (K, L)
-    return Products(rows.rows, rows.length, rows.depth, rows.band, rows.x, rows.y)
+    B, x, y = rows.band, rows.x, rows.y
+    return Products(rows.rows, rows.length, rows.depth, B, x, y, fresh=rows.leads)
 
 
 @lru_cache(maxsize=KEPT)

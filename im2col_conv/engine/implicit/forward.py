@@ -19,11 +19,12 @@ from im2col_conv.engine.implicit.plan import (
     work_of,
     worker_bytes,
 )
+from im2col_conv.engine.implicit.weights import Arranged
+from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.plan import workers_for
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.prepared import Weights
+from im2col_conv.prepared import Room, Weights
 
 __all__ = ["forward", "plan_forward"]
 
@@ -54,25 +55,22 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
 def forward(
     plan: ImplicitPlan,
     blas: OpenBlas,
+    shared: Scratch,
     x: Array,
     weights: Weights,
     b: Array | None,
     y: Array,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size) and ``w``, plus ``b``."""
+) -> Work:
+    """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, _, F = channels_in_groups(geometry, arrangement)
-    workers = workers_for(plan, workers, workspace)
     x, y = by_group(x, G), by_group(y, G)
 
-    def arranged(w: Array) -> Array:
-        by_filter = w.reshape(G, F, *w.shape[1:])
-        return arrangement.forward_weights(by_filter, plan.dtype, blas, workers)
+    def arranged(w: Array, room: Room) -> Arranged:
+        return arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, room)
 
-    W = weights.form(("forward", arrangement, G, plan.dtype), arranged)
-    bias = np.zeros((G, F), plan.dtype) if b is None else b.reshape(G, F).astype(plan.dtype)
+    W = weights.form(("forward", arrangement, G, plan.dtype), arranged, shared.array)
+    bias = None if b is None else b.reshape(G, F).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, part, images, *box = plan.tiling[index]
@@ -80,9 +78,12 @@ def forward(
         cells = cells_seen(geometry, tuple(box))
         source, target = x[g, arrangement.partners(f), images, *cells], y[g, f, images, *box]
         tile = plan.tile(source, target, tuple(box), cells)
+        weights_part = W.part(blas, scratch, g, part)
         lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
-        sums = arrangement.start(scratch, "y", target, 1, bias[g, f])
-        arrangement.forward(blas, tile, lines, W[g, part], sums)
+        sums = arrangement.room(scratch, "y", target, 1, plan.dtype)
+        if bias is not None:
+            arrangement.fill("y", sums, bias[g, f])
+        arrangement.forward(blas, tile, lines, weights_part, sums, fresh=bias is None)
         arrangement.store(blas, scratch, "y", sums, target, 1)
 
-    run_tasks(fill, plan.tasks, workers)
+    return Work(fill)

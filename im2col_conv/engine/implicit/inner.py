@@ -11,8 +11,7 @@ no cost: where lines are long and images lie channel by channel, rows of positio
 they are. Else channels are innermost there too: with stride 1, the images of a tile lie cell by
 cell, so that short lines are as many times longer; with another, one image follows the other.
 
-A row has some numbers more than channels. Without them the rows of 1024 channels would all begin
-in the same few sets of the cache: a product then takes up to twice as long (docs/performance.md).
+Products that are the first to meet a line as a whole overwrite it, so that nothing need be cleared.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from im2col_conv.arrays import Array, aligned
+from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
-from im2col_conv.engine.implicit.pairs import Axis, Pairs, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile
+from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, row_of
+from im2col_conv.engine.implicit.weights import Arranged, Blockwise
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
-from im2col_conv.engine.tiling import Tiling
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
 
 __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
 ROWS = 64  # rows that are filled at once
-PACKED_AT_ONCE = 2**16  # numbers of weights between the copies that arrange them
-WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
+PACKED_AT_ONCE = 2**18  # numbers of weights between the copies that arrange them
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ChannelsInner:
         Whether x, and dout for dx, lie channel by channel: lines are read as they were given.
     """
 
-    tile_bytes: ClassVar[int] = 2**20
+    tile_bytes: ClassVar[int] = 2**21
     flop_cost: ClassVar[int] = 1
 
     interleaved: bool
@@ -71,13 +70,13 @@ class ChannelsInner:
         c, n, *cells = shape
         positions = math.prod(cells)
         if self._as_planes(name):
-            return n * c * _row(positions)
-        return (n * positions + ROWS) * (c + SPARE) + turning(c, positions)
+            return n * c * row_of(positions)
+        return n * positions * row_of(c) + turning(c, positions)
 
     def packing(self, shape: Shape) -> int:
         _, C, *kernel = shape
         least = math.prod(kernel) * max(C, BLOCK)  # one filter, or a channel of one block
-        return 2 * min(max(PACKED_AT_ONCE, least), math.prod(shape)) + BLOCK * SPARE
+        return 2 * min(max(PACKED_AT_ONCE, least), math.prod(shape)) + BLOCK * 2 * SPARE
 
     def load(
         self,
@@ -91,17 +90,27 @@ class ChannelsInner:
         if self._as_planes(name):
             c, n, *cells = image.shape
             positions = math.prod(cells)
-            memory = scratch.array(name, (n, c, _row(positions)), dtype)
+            memory = scratch.array(name, (n, c, row_of(positions)), dtype)
             memory[..., :positions].reshape(n, c, *cells)[...] = image.swapaxes(0, 1)
             return memory
         memory, view = self._memory(scratch, name, image.shape, dtype)
         turn(blas, scratch, image, view)
         return memory
 
-    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
-        memory, _ = self._memory(scratch, name, image.shape, values.dtype)
-        _fill_rows(memory, values)
-        return memory
+    def room(
+        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        return self._memory(scratch, name, image.shape, dtype)[0]
+
+    def fill(self, name: str, memory: Array, values: Array) -> None:
+        """Fill some rows, and many of them at a time: NumPy copies short rows one by one."""
+        rows = memory.reshape(-1, memory.shape[-1])
+        first = rows[:ROWS]
+        first[:, : len(values)] = values
+        first[:, len(values) :] = 0
+        end = len(rows) // ROWS * ROWS
+        rows[ROWS:end].reshape(-1, first.size)[...] = first.reshape(-1)
+        rows[end:] = first[: len(rows) - end]
 
     def store(
         self,
@@ -119,45 +128,35 @@ class ChannelsInner:
         total: Array = np.matmul(np.ones(len(rows), memory.dtype), rows[:, : len(image)])
         return total
 
-    def forward_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, blocks of F, taps, C, 64)."""
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
-        W = aligned(_packed_shape(g, C, F, weights.shape[-1]), dtype)
+        W = room("weights", _packed_shape(g, C, F, weights.shape[-1]), dtype)
 
-        def fill(index: int, scratch: Scratch) -> None:
-            group, block = divmod(index, W.shape[1])
+        def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
             for part, packed in _parts(weights[group], W[group], block):
                 f, c, taps = part.shape
-                near = scratch.array("near", (f, c * taps + SPARE), dtype)[:, :-SPARE]
+                near = scratch.array("near", (f, row_of(c * taps)), dtype)[:, : c * taps]
                 near[...] = part.reshape(f, -1)
-                buffer = scratch.array("W", (c * taps, f), dtype)  # in between, as (c, tap, f)
-                blas.transpose(near, buffer)
-                packed[...] = buffer.reshape(c, taps, f).swapaxes(0, 1)
+                turned = scratch.array("W", (c * taps, f), dtype)
+                blas.transpose(near, turned)
+                packed[...] = turned.reshape(c, taps, f).swapaxes(0, 1)
 
-        run_tasks(fill, g * W.shape[1], _packers(W, workers))
-        return W
+        return Blockwise(W, make)
 
-    def input_grad_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, blocks of C, taps, F, 64)."""
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
-        W = aligned(_packed_shape(g, F, C, weights.shape[-1]), dtype)
-        rows = max(1, PACKED_AT_ONCE // weights[0, 0].size)
-        tiling = Tiling((g, F), (1, rows))
+        W = room("weights", _packed_shape(g, F, C, weights.shape[-1]), dtype)
 
-        def fill(index: int, scratch: Scratch) -> None:
-            group, f = tiling[index]
-            part = weights[group.start, f].transpose(2, 0, 1)
-            for block, (first, many) in enumerate(_blocks(C)):
-                W[group.start, block, :, f, :many] = part[..., first : first + many]
+        def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
+            first, many = _blocks(C)[block]
+            part = weights[group, :, first : first + many]
+            W[group, block, ..., :many] = part.transpose(2, 0, 1)
 
-        run_tasks(fill, tiling.boxes, _packers(W, workers))
-        return W
+        return Blockwise(W, make)
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *kernel = shape
@@ -173,11 +172,21 @@ class ChannelsInner:
                 buffer[...] = packed.swapaxes(0, 1)
                 move_matrix(blas, buffer.transpose(2, 0, 1), part)
 
-    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self, W.shape[-1]), x, W, y)
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+    ) -> None:
+        products = _forward(tile, self, W.shape[-1], fresh)
+        if fresh and not products.overwrites:
+            y[...] = 0
+        blas.run(products, x, W, y)
 
-    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        blas.run(_input_grad(tile, self, W.shape[-1]), dout, W, dx)
+    def input_grad(
+        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
+    ) -> None:
+        products = _input_grad(tile, self, W.shape[-1], fresh)
+        if fresh and not products.overwrites:
+            dx[...] = 0
+        blas.run(products, dout, W, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         blas.run(_weight_grad(tile, self, dw.shape[-1]), x, dout, dw)
@@ -191,7 +200,7 @@ class ChannelsInner:
         """Return memory for an image (c, n, *cells), and the view of it."""
         c, n, *cells = shape
         order = (*cells, n) if self.interleaved else (n, *cells)
-        memory = scratch.array(name, (*order, c + SPARE), dtype)
+        memory = scratch.array(name, (*order, row_of(c)), dtype)
         return memory, self._view(memory, shape)
 
     def _view(self, memory: Array, shape: Shape) -> Array:
@@ -224,43 +233,26 @@ def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, A
         yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
 
 
-def _packers(packed: Array, workers: int) -> int:
-    """Return how many workers to arrange weights with."""
-    return workers if packed.nbytes >= WORTH_SHARING else 1
-
-
-def _row(positions: int) -> int:
-    """Return the numbers from one channel to the next: whole lines of the cache, and some more."""
-    return (positions // SPARE + 2) * SPARE
-
-
-def _fill_rows(memory: Array, values: Array) -> None:
-    """Set each row of ``memory[..., c]`` to ``values`` and what follows them to nothing.
-
-    NumPy copies short rows one by one; so most are filled many at a time.
-    """
-    rows = memory.reshape(-1, memory.shape[-1])
-    first = rows[:ROWS]
-    first[:, : len(values)] = values
-    first[:, len(values) :] = 0
-    end = len(rows) // ROWS * ROWS
-    rows[:end].reshape(-1, first.size)[1:] = first.reshape(-1)
-    rows[end:] = first[: len(rows) - end]
+Results: TypeAlias = Literal["outs", "cells"] | None
 
 
 class _Lines:
-    """The lines of a tile as operands, to be broadcast as (blocks, pairs, pieces)."""
+    """The lines of a tile as operands, to be broadcast as (blocks, pairs, pieces).
 
-    def __init__(self, tile: Tile, lie: ChannelsInner, *, by_tap: bool = False) -> None:
+    With ``results``, the pairs that may overwrite them come first.
+    """
+
+    def __init__(self, tile: Tile, lie: ChannelsInner, results: Results = None) -> None:
         together = tile.images if lie.interleaved else 1
         each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         deepest = min(max(tile.C, tile.F), DEPTH) * min(tile.C, tile.F, BLOCK)
         longest = max(SMALL_PRODUCT // (deepest * together), 1)
         last = tile.axes[-1]
-        pairs = pairs_of((each_image, *tile.axes), longest)
-        if by_tap:
-            order = np.argsort(pairs.tap * last.kernel + pairs.last_tap, kind="stable")
-            pairs = Pairs(*(numbers[order] for numbers in pairs))
+        axes = (each_image, *tile.axes)
+        pairs = pairs_of(axes, longest)
+        led = leaders_first(axes, pairs, results) if results else None
+        pairs, leads = led or (pairs, np.zeros(len(pairs.out), bool))
+        self.leads = leads[:, None]
         self._tile = tile
         self.length = (pairs.length * together)[:, None]
         self.tap = (pairs.tap * last.kernel + pairs.last_tap)[:, None]
@@ -272,7 +264,7 @@ class _Lines:
         if planes:
             cells = math.prod(axis.cells for axis in self._tile.axes)
             return self._planes(self._cell, cells, self._tile.C, c)
-        row = self._tile.C + SPARE
+        row = row_of(self._tile.C)
         return Operand(self._cell * row + c, self._tile.axes[-1].stride * row)
 
     def y(self, f: Array, planes: bool = False) -> Operand:
@@ -280,7 +272,7 @@ class _Lines:
         if planes:
             outs = math.prod(axis.outs for axis in self._tile.axes)
             return self._planes(self._out, outs, self._tile.F, f)
-        row = self._tile.F + SPARE
+        row = row_of(self._tile.F)
         return Operand(self._out * row + f, row)
 
     def weights(self, block: Array, row: Array, rows: int, width: int) -> Operand:
@@ -289,33 +281,35 @@ class _Lines:
 
     def _planes(self, at: Array, positions: int, channels: int, first: Array) -> Operand:
         image, position = np.divmod(at, positions)
-        row = _row(positions)
+        row = row_of(positions)
         return Operand((image * channels + first) * row + position, row)
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, lie: ChannelsInner, width: int) -> Products:
-    lines = _Lines(tile, lie)
+def _forward(tile: Tile, lie: ChannelsInner, width: int, fresh: bool) -> Products:
+    lines = _Lines(tile, lie, "outs" if fresh else None)
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
     x, y = lines.x(c, lie.planes), lines.y(f)
-    return Products(lines.length, F, C, x, W, y, transposed=transposed)
+    over = lines.leads & (c == 0)
+    return Products(lines.length, F, C, x, W, y, transposed=transposed, fresh=over)
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
-    lines = _Lines(tile, lie)
+def _input_grad(tile: Tile, lie: ChannelsInner, width: int, fresh: bool) -> Products:
+    lines = _Lines(tile, lie, "cells" if fresh else None)
     (c, C, c_block), (f, F) = _outer_blocks(tile.C), _pieces(tile.F)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes
     dout, dx = lines.y(f, lie.planes), lines.x(c)
-    return Products(lines.length, C, F, dout, W, dx, transposed=transposed)
+    over = lines.leads & (f == 0)
+    return Products(lines.length, C, F, dout, W, dx, transposed=transposed, fresh=over)
 
 
 @lru_cache(maxsize=KEPT)
 def _weight_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
-    lines = _Lines(tile, lie, by_tap=True)
+    lines = _Lines(tile, lie)
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
     dW, transposed = lines.weights(f_block, c, tile.C, width), "a" * (not lie.planes)

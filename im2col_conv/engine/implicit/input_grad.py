@@ -23,11 +23,12 @@ from im2col_conv.engine.implicit.plan import (
     work_of,
     worker_bytes,
 )
+from im2col_conv.engine.implicit.weights import Arranged
+from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.plan import workers_for
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.prepared import Weights
+from im2col_conv.prepared import Room, Weights
 
 __all__ = ["input_grad", "plan_input_grad"]
 
@@ -59,25 +60,22 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
 def input_grad(
     plan: ImplicitPlan,
     blas: OpenBlas,
+    shared: Scratch,
     dout: Array,
     weights: Weights,
     b: Array | None,
     dx: Array,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``dx`` (N, C, *size) with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
+) -> Work:
+    """Return what fills ``dx`` with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
     geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
     G, C, F = channels_in_groups(geometry, arrangement)
-    workers = workers_for(plan, workers, workspace)
     dx, dout = by_group(dx, G), by_group(dout, G)
 
-    def arranged(w: Array) -> Array:
-        by_filter = w.reshape(G, F, *w.shape[1:])
-        return arrangement.input_grad_weights(by_filter, plan.dtype, blas, workers)
+    def arranged(w: Array, room: Room) -> Arranged:
+        return arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, room)
 
-    W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged)
-    bias = np.zeros((G, C), plan.dtype) if b is None else b.reshape(G, C).astype(plan.dtype)
+    W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged, shared.array)
+    bias = None if b is None else b.reshape(G, C).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
         groups, part, images, *cells = plan.tiling[index]
@@ -85,9 +83,12 @@ def input_grad(
         box = outputs_touching(geometry, tuple(cells))
         source, target = dout[g, arrangement.partners(c), images, *box], dx[g, c, images, *cells]
         tile = plan.tile(target, source, box, tuple(cells))
+        weights_part = W.part(blas, scratch, g, part)
         lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
-        sums = arrangement.start(scratch, "dx", target, stride, bias[g, c])
-        arrangement.input_grad(blas, tile, lines, W[g, part], sums)
+        sums = arrangement.room(scratch, "dx", target, stride, plan.dtype)
+        if bias is not None:
+            arrangement.fill("dx", sums, bias[g, c])
+        arrangement.input_grad(blas, tile, lines, weights_part, sums, fresh=bias is None)
         arrangement.store(blas, scratch, "dx", sums, target, stride)
 
-    run_tasks(fill, plan.tasks, workers)
+    return Work(fill)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.tile import SPARE
+from im2col_conv.engine.implicit.tile import row_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
@@ -43,7 +43,7 @@ def turn(blas: OpenBlas, scratch: Scratch, source: Array, target: Array) -> None
     if turning(c, math.prod(cells)) == 0 or source.strides[0] < source.strides[-1]:
         move(blas, source, target)
         return
-    near = scratch.array("near", (c, _near_row(math.prod(cells))), target.dtype)
+    near = scratch.array("near", (c, row_of(math.prod(cells))), target.dtype)
     rows = near[:, : math.prod(cells)].reshape(c, *cells)
     for image in range(n):
         rows[...] = source[:, image]
@@ -52,11 +52,7 @@ def turn(blas: OpenBlas, scratch: Scratch, source: Array, target: Array) -> None
 
 def turning(channels: int, positions: int) -> int:
     """Return the numbers that :func:`turn` needs between two copies."""
-    return channels * _near_row(positions) if positions >= FAR else 0
-
-
-def _near_row(positions: int) -> int:
-    return positions + SPARE
+    return channels * row_of(positions) if positions >= FAR else 0
 
 
 def move_images(blas: OpenBlas, source: Array, target: Array) -> None:

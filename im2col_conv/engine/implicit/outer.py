@@ -25,11 +25,13 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import last_to, move, move_images, span
-from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, sums_of
+from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.weights import Arranged, Made
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
 
 __all__ = ["ChannelsOuter"]
 
@@ -56,9 +58,9 @@ class ChannelsOuter:
     def numbers(self, name: str, shape: Shape, stride: int) -> int:
         c, n, *cells = shape
         if name == "dout.T" and not self.interleaved:
-            return n * math.prod(cells) * (c + SPARE)
+            return n * math.prod(cells) * row_of(c)
         if name in OUTPUTS:
-            return c * (n * math.prod(cells) + SPARE)
+            return c * row_of(n * math.prod(cells))
         return math.prod(self._order(shape, stride)) + self.interleaved * math.prod(shape)
 
     def packing(self, shape: Shape) -> int:
@@ -90,14 +92,16 @@ class ChannelsOuter:
             self._view(memory[phase], part.shape)[...] = part
         return memory
 
-    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
+    def room(
+        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
         if name in OUTPUTS:
-            memory = self._outputs(scratch, name, image, values.dtype)
-            memory[...] = values.reshape(-1, *[1] * (memory.ndim - 1))
-            return memory
-        memory = scratch.array(name, self._order(image.shape, stride), values.dtype)
-        memory[...] = values[:, None]
-        return memory
+            return self._outputs(scratch, name, image, dtype)
+        return scratch.array(name, self._order(image.shape, stride), dtype)
+
+    def fill(self, name: str, memory: Array, values: Array) -> None:
+        channel_first = name in OUTPUTS
+        memory[...] = values.reshape(-1, *[1] * (memory.ndim - 1 if channel_first else 1))
 
     def store(
         self,
@@ -122,13 +126,11 @@ class ChannelsOuter:
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
 
-    def forward_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, 1, taps of the last axis, F, other taps, C)."""
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
-        return np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype)
+        return Made(np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype))
 
     input_grad_weights = forward_weights
 
@@ -140,10 +142,19 @@ class ChannelsOuter:
         F, C, *_, last = dw.shape
         dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 1, 0)
 
-    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        blas.run(_forward(tile, self.interleaved, _steps(y)), W, x, span(y))
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+    ) -> None:
+        products = _forward(tile, self.interleaved, _steps(y), fresh)
+        if fresh and not products.overwrites:
+            y[...] = 0
+        blas.run(products, W, x, span(y))
 
-    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+    def input_grad(
+        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
+    ) -> None:
+        if fresh:
+            dx[...] = 0
         blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
@@ -156,7 +167,7 @@ class ChannelsOuter:
         """Return the shape of the memory of x or dx: (phase, image, *outer, c, line)."""
         c, n, *outer, last = shape
         together = n if self.interleaved else 1
-        line = -(-last // stride) * together + SPARE
+        line = row_of(-(-last // stride) * together)
         return (min(stride, max(last, 1)), n // together, *outer, c, line)
 
     def _view(self, memory: Array, shape: Shape) -> Array:
@@ -177,7 +188,7 @@ class ChannelsOuter:
         if _has_lines(image, dtype) and (name == "y" or image.strides[0] % ALIASED):
             return image
         cells = math.prod(image.shape[1:])
-        return scratch.array(name, (f, cells + SPARE), dtype)[:, :cells].reshape(image.shape)
+        return scratch.array(name, (f, row_of(cells)), dtype)[:, :cells].reshape(image.shape)
 
     def _images(self, memory: Array, shape: Shape) -> Array:
         """Return the view [f, n, *outs] of the memory of y or dout."""
@@ -188,14 +199,17 @@ class ChannelsOuter:
 class _Lines:
     """The lines of a tile as operands, to be broadcast as (blocks of F, pairs)."""
 
-    def __init__(self, tile: Tile, interleaved: bool) -> None:
+    def __init__(self, tile: Tile, interleaved: bool, *, fresh: bool = False) -> None:
         last = tile.axes[-1]
         self._tile = tile
         self._together = together = tile.images if interleaved else 1
         images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         depth = tile.C * tile.axes[-2].kernel if len(tile.axes) > 1 else tile.C
         longest = SMALL_PRODUCT // (depth * min(tile.F, BLOCK) * together)
-        self._pairs = pairs = pairs_of((images, *tile.axes), max(longest, 1), windows=True)
+        axes = (images, *tile.axes)
+        pairs = pairs_of(axes, max(longest, 1), windows=True)
+        led = leaders_first(axes, pairs, "outs") if fresh else None
+        self._pairs, self.leads = pairs, _ = led or (pairs, np.zeros(len(pairs.out), bool))
         self.length = pairs.length * together
         self.depth = pairs.taps * tile.C
         self._outer = (images, *tile.axes[:-1])
@@ -204,7 +218,7 @@ class _Lines:
     def x(self) -> Operand:
         """Return the cells of each pair: a row for each tap and channel."""
         last, pairs = self._tile.axes[-1], self._pairs
-        row = -(-last.cells // last.stride) * self._together + SPARE
+        row = row_of(-(-last.cells // last.stride) * self._together)
         phase = math.prod(axis.cells for axis in self._outer)
         lines = pairs.last_cell % last.stride * phase + pairs.cell
         return Operand(
@@ -220,7 +234,7 @@ class _Lines:
 
     def dout_rows(self, f: Array) -> Operand:
         """Return the outputs of each pair: a row for each of them, columns from ``f``."""
-        row = self._tile.F + SPARE
+        row = row_of(self._tile.F)
         outs = self._pairs.out * self._tile.axes[-1].outs + self._pairs.at
         return Operand(outs * row + f, row)
 
@@ -238,10 +252,11 @@ class _Lines:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, interleaved: bool, steps: Shape) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F)
+def _forward(tile: Tile, interleaved: bool, steps: Shape, fresh: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved, fresh=fresh), _blocks(tile.F)
     # y line (F, L) += W (F, rC) @ x lines (rC, L)
-    return Products(F, lines.length, lines.depth, lines.weights(f), lines.x(), lines.y(f, steps))
+    W, x, y = lines.weights(f), lines.x(), lines.y(f, steps)
+    return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads)
 
 
 @lru_cache(maxsize=KEPT)
@@ -283,7 +298,7 @@ def _images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array
 def _channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
     """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
     f, *positions = image.shape
-    memory = scratch.array("dout.T", (*positions, f + SPARE), dtype)
+    memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
     move(blas, image, last_to(0, memory[..., :f]))
     return memory
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Axis", "Pairs", "axes_between", "pairs_of"]
+__all__ = ["Axis", "Pairs", "axes_between", "leaders_first", "pairs_of"]
 
 
 class Axis(NamedTuple):
@@ -139,3 +140,30 @@ def pairs_of(axes: Sequence[Axis], longest: int, *, windows: bool = False) -> Pa
     taps = np.tile(taps, len(out) // max(len(taps), 1))
     outer_numbers = (np.repeat(numbers, len(lines)) for numbers in (out, cell, tap, taps))
     return Pairs(*outer_numbers, *np.tile(lines.T, len(out)))
+
+
+def leaders_first(
+    axes: Sequence[Axis], pairs: Pairs, results: Literal["outs", "cells"]
+) -> tuple[Pairs, Array] | None:
+    """Return the pairs in an order in which each result is first met as one of a whole line.
+
+    Beside them, which pairs these leaders are: their products may overwrite what was there before.
+    None where a line of results meets no tap that it meets as a whole.
+
+    Examples
+    --------
+    >>> axis = Axis(outs=3, cells=3, lead=-1, kernel=3, stride=1, dilation=1)
+    >>> pairs, leads = leaders_first([axis], pairs_of([axis], longest=100), "outs")
+    >>> [int(tap) for tap in pairs.last_tap], [bool(lead) for lead in leads]
+    ([1, 0, 2], [True, False, False])
+    """
+    *outer, last = axes
+    line, lines = (last.outs, pairs.out) if results == "outs" else (last.cells, pairs.cell)
+    apart = last.stride > 1 and results == "cells"
+    taps = [tap for _, _, tap, length in last.lines(max(line, 1)) if length == line]
+    met, first = np.unique(lines, return_index=True)
+    if apart or not taps or len(met) < math.prod(getattr(axis, results) for axis in outer):
+        return None
+    leads = (pairs.last_tap == taps[0]) & (pairs.tap == pairs.tap[first][lines])
+    order = np.lexsort((~leads, lines))  # line by line, so that each stays in the cache
+    return Pairs(*(numbers[order] for numbers in pairs)), leads[order]

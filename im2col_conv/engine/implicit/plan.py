@@ -142,12 +142,10 @@ def worker_bytes(
     outs: Shape,
     dtype: np.dtype[Any],
 ) -> int:
-    """Return what a worker takes: ``numbers`` of a tile and its list, or weights half arranged."""
+    """Return what a worker takes: ``numbers`` of a tile, its list, and weights half arranged."""
     _, C, F = channels_in_groups(geometry, arrangement)
     packing = arrangement.packing((F, C, *geometry.kernel))
-    return max(
-        numbers * dtype.itemsize + _list_bytes(geometry, images, outs), packing * dtype.itemsize
-    )
+    return (numbers + packing) * dtype.itemsize + _list_bytes(geometry, images, outs)
 
 
 def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:

@@ -29,18 +29,19 @@ from im2col_conv.engine.implicit.moves import (
     move_matrix,
     span,
 )
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.weights import Arranged, Made
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
+from im2col_conv.prepared import Room
 
 __all__ = ["Pointwise", "is_pointwise"]
 
 BLOCK = 64  # channels of a result in one product
 DEPTH = 240  # most that a product sums over
 WHOLE = 2**31  # no limit
-WORTH_SHARING = 2**20  # bytes of weights that pay for waking a second worker
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -65,8 +66,8 @@ class Pointwise:
     def numbers(self, name: str, shape: Shape, stride: int) -> int:
         c, *positions = shape
         if name == "dout.T":
-            return math.prod(positions) * (c + SPARE)
-        return c * (math.prod(positions) + SPARE)
+            return math.prod(positions) * row_of(c)
+        return c * row_of(math.prod(positions))
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -82,7 +83,7 @@ class Pointwise:
     ) -> Array:
         lines = _in_place(image, dtype)
         if name == "dout.T" and (lines is None or not _lie_of(lines).inner):
-            memory = scratch.array(name, (*image.shape[1:], len(image) + SPARE), dtype)
+            memory = scratch.array(name, (*image.shape[1:], row_of(len(image))), dtype)
             channels_first = last_to(0, memory[..., : len(image)])
             move(blas, image, channels_first)
             return channels_first.reshape(*image.shape[:2], -1)
@@ -91,12 +92,14 @@ class Pointwise:
             move_images(blas, image, lines.reshape(image.shape))
         return lines
 
-    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
-        lines = _in_place(image, values.dtype)
-        if lines is None:
-            lines = _new_lines(scratch, name, image.shape, values.dtype)
-        lines[...] = values[:, None, None]
-        return lines
+    def room(
+        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        lines = _in_place(image, dtype)
+        return _new_lines(scratch, name, image.shape, dtype) if lines is None else lines
+
+    def fill(self, name: str, memory: Array, values: Array) -> None:
+        memory[...] = values[:, None, None]
 
     def store(
         self,
@@ -113,20 +116,16 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
 
-    def forward_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
         g, F, C = w.shape[:3]
-        return np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C)
+        return Made(np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C))
 
-    def input_grad_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of C, F, C of a chunk), a view of the same."""
         g, F, C = w.shape[:3]
         chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C))
-        return chunks.swapaxes(1, 2)
+        return Made(chunks.swapaxes(1, 2))
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *_ = shape
@@ -137,11 +136,15 @@ class Pointwise:
         for chunk, filters in zip(sums, dw.reshape(chunks, F, C), strict=True):
             move_matrix(blas, chunk.T, filters)
 
-    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        _multiply(blas, x, W, y)
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+    ) -> None:
+        _multiply(blas, x, W, y, fresh)
 
-    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        _multiply(blas, dout, W, dx, backward=True)
+    def input_grad(
+        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
+    ) -> None:
+        _multiply(blas, dout, W, dx, fresh, backward=True)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -184,7 +187,7 @@ def _in_place(image: Array, dtype: np.dtype[Any]) -> Array | None:
 def _new_lines(scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
     c, n, *cells = shape
     numbers = n * math.prod(cells)
-    return scratch.array(name, (c, numbers + SPARE), dtype)[:, :numbers].reshape(c, n, -1)
+    return scratch.array(name, (c, row_of(numbers)), dtype)[:, :numbers].reshape(c, n, -1)
 
 
 def _lie_of(lines: Array) -> _Lie:
@@ -196,18 +199,18 @@ def _lie_of(lines: Array) -> _Lie:
 
 
 def _multiply(
-    blas: OpenBlas, source: Array, W: Array, target: Array, *, backward: bool = False
+    blas: OpenBlas, source: Array, W: Array, target: Array, fresh: bool, *, backward: bool = False
 ) -> None:
-    """Add W, or backward W.T, times ``source`` to ``target``."""
+    """Add W, or backward W.T, times ``source`` to ``target``; ``fresh``, set it to that."""
     given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
-    blas.run(_weighted(given, result, row, backward), span(a), span(b), span(target))
+    blas.run(_weighted(given, result, row, backward, fresh), span(a), span(b), span(target))
 
 
 @lru_cache(maxsize=KEPT)
-def _weighted(source: _Lie, target: _Lie, row: int, backward: bool) -> Products:
+def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, fresh: bool) -> Products:
     if target.inner:
         left, right = not source.inner, not backward
     else:
@@ -222,11 +225,12 @@ def _weighted(source: _Lie, target: _Lie, row: int, backward: bool) -> Products:
     k, K = _pieces(source.channels, depth, 3)
     W = Operand(k * row + m if backward else m * row + k, row)
     x, y = source.at(n, k, p), target.at(n, m, p)
+    over = (k == 0) & fresh
     if target.inner:
         # y.T (L, M) += x.T (L, K) @ W.T (K, M)
-        return Products(L, M, K, x, W, y, transposed=transposed)
+        return Products(L, M, K, x, W, y, transposed=transposed, fresh=over)
     # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
-    return Products(M, L, K, W, x, y, transposed=transposed)
+    return Products(M, L, K, W, x, y, transposed=transposed, fresh=over)
 
 
 @lru_cache(maxsize=KEPT)

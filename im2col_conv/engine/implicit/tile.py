@@ -8,15 +8,17 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.pairs import Axis
+from im2col_conv.engine.implicit.weights import Arranged
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
 
-__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile", "sums_of"]
+__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile", "row_of", "sums_of"]
 
 Shape = tuple[int, ...]
 
 KEPT = 64  # lists of products, of some hundred kilobytes at most
-SPARE = 16  # numbers more than needed from one row to the next
+SPARE = 16  # numbers of a line of the cache, or two
 SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
 
 
@@ -35,6 +37,21 @@ class Tile(NamedTuple):
         for axis in self.axes:
             taps *= axis.kernel
         return taps
+
+
+def row_of(numbers: int) -> int:
+    """Return how far it is from one row of so many numbers to the next, in numbers.
+
+    Whole lines of the cache, and not a multiple of 512 bytes: the rows of 1024 channels would all
+    begin in the same few sets of the cache, and a product take up to twice as long.
+
+    Examples
+    --------
+    >>> row_of(64), row_of(70), row_of(1024)
+    (64, 80, 1040)
+    """
+    row = -(-numbers // SPARE) * SPARE
+    return row if row % 128 else row + SPARE
 
 
 def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
@@ -83,11 +100,13 @@ class Arrangement(Protocol):
     ) -> Array:
         """Return memory with the numbers of ``image``, which may be the image itself."""
 
-    def start(self, scratch: Scratch, name: str, image: Array, stride: int, values: Array) -> Array:
-        """Return memory for ``image`` in which every cell of channel c has ``values[c]``.
+    def room(
+        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+    ) -> Array:
+        """Return unfilled memory for ``image``, which may be the image itself."""
 
-        It may be the image itself.
-        """
+    def fill(self, name: str, memory: Array, values: Array) -> None:
+        """Set every cell of channel c to ``values[c]``."""
 
     def store(
         self,
@@ -103,15 +122,11 @@ class Arrangement(Protocol):
     def sums(self, memory: Array, image: Array) -> Array:
         """Return the sum of each channel of dout, ``image[f, n, *outs]``, which lies in memory."""
 
-    def forward_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
-        """Return ``w[g, f, c, *tap]`` as the forward products read it, group by group."""
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
+        """Return ``w[g, f, c, *tap]`` as the forward products read it, by chunks of filters."""
 
-    def input_grad_weights(
-        self, w: Array, dtype: np.dtype[Any], blas: OpenBlas, workers: int
-    ) -> Array:
-        """Return ``w[g, f, c, *tap]`` as the products of dx read it."""
+    def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
+        """Return ``w[g, f, c, *tap]`` as the products of dx read it, by chunks of channels."""
 
     def weight_sums(self, shape: Shape) -> Shape:
         """Return the shape in which dw (g, f, c, *tap) is added up."""
@@ -119,11 +134,15 @@ class Arrangement(Protocol):
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
         """Fill ``dw[f, c, *tap]``, some chunks of filters of one group, from their sums."""
 
-    def forward(self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array) -> None:
-        """Add W x to y, each in its memory."""
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+    ) -> None:
+        """Add W x to y, each in its memory; ``fresh``, set y to it."""
 
-    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        """Add W.T dout to dx, each in its memory."""
+    def input_grad(
+        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
+    ) -> None:
+        """Add W.T dout to dx, each in its memory; ``fresh``, set dx to it."""
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         """Add dout x.T to the sums of dw."""

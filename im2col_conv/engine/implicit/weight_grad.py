@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array, aligned, by_group
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -26,9 +26,10 @@ from im2col_conv.engine.implicit.plan import (
     worker_bytes,
 )
 from im2col_conv.engine.implicit.tile import Shape
+from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.plan import total_of, workers_for
-from im2col_conv.engine.tiling import Tiling
+from im2col_conv.engine.plan import total_of
+from im2col_conv.engine.tiling import SHARES, Tiling
 from im2col_conv.engine.workers import Scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
@@ -95,22 +96,20 @@ def plan_weight_grad(
 def weight_grad(
     plan: WeightGradPlan,
     blas: OpenBlas,
+    shared: Scratch,
     dout: Array,
     x: Array,
     dw: Array | None,
     db: Array | None,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``dw`` (F, C // groups, *kernel) and ``db`` (F,); what is None is not computed."""
+) -> Work:
+    """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
     geometry, arrangement = plan.geometry, plan.arrangement
     G, _, F = channels_in_groups(geometry, arrangement)
-    workers = workers_for(plan, workers, workspace)
     x, dout = by_group(x, G), by_group(dout, G)
     w_shape = (G, F, *geometry.w_shape[1:])
     dw = None if dw is None else dw.reshape(w_shape)
     sums_shape = arrangement.weight_sums(w_shape)
-    dw_sums = aligned((plan.sums * (plan.sums > 1), *sums_shape), plan.dtype)
+    dw_sums = shared.array("sums", (plan.sums * (plan.sums > 1), *sums_shape), plan.dtype)
     db_sums = np.zeros((plan.sums, G, F), plan.dtype)
 
     def channels(part: slice) -> slice:
@@ -144,15 +143,19 @@ def weight_grad(
         if dw is not None and plan.sums == 1:
             arrangement.unpack(blas, scratch, total, dw[g, f])
 
-    def add_sums(index: int, scratch: Scratch) -> None:
-        assert dw is not None  # or this would not run
-        groups, part = units[index]
-        g, f = groups.start, channels(part)
-        arrangement.unpack(blas, scratch, total_of(dw_sums[:, g, part]), dw[g, f])
+    def add_sums(workers: int) -> None:
+        if db is not None:
+            db[...] = total_of(db_sums).reshape(db.shape)
+        if dw is None or plan.sums == 1:
+            return
+        step = -(-plan.chunks.extent[1] // SHARES)
+        units = Tiling(plan.chunks.extent, (1, step))
 
-    run_tasks(add_tiles, plan.tasks, workers)
-    if dw is not None and plan.sums > 1:
-        units = Tiling(plan.chunks.extent, (1, 1))
-        run_tasks(add_sums, units.boxes, workers if dw_sums.nbytes >= WORTH_SHARING else 1)
-    if db is not None:
-        db[...] = total_of(db_sums).reshape(db.shape)
+        def add(index: int, scratch: Scratch) -> None:
+            groups, part = units[index]
+            total = total_of(dw_sums[:, groups.start, part])
+            arrangement.unpack(blas, scratch, total, dw[groups.start, channels(part)])
+
+        run_tasks(add, units.boxes, workers if dw_sums.nbytes >= WORTH_SHARING else 1)
+
+    return Work(add_tiles, add_sums)

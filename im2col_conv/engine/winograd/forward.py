@@ -6,12 +6,14 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.winograd.plan import WinogradPlan, plan_forward
 from im2col_conv.engine.winograd.stages import row_length, sizes_of, stages_of
 from im2col_conv.engine.winograd.transforms import arrays_for
-from im2col_conv.engine.workers import Scratch, run_tasks
+from im2col_conv.engine.winograd.weights import transform
+from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room, Weights
 
 __all__ = ["forward", "plan_forward"]
 
@@ -19,21 +21,21 @@ __all__ = ["forward", "plan_forward"]
 def forward(
     plan: WinogradPlan,
     blas: OpenBlas,
+    shared: Scratch,
     x: Array,
-    U: Array,
+    weights: Weights,
     b: Array | None,
     y: Array,
-    workers: int,
-    workspace: int,
-) -> None:
-    """Fill ``y`` (N, F, *out) with the convolution of ``x`` (N, C, *size), plus ``b`` (F,).
-
-    ``U`` are the weights, from :func:`~im2col_conv.engine.winograd.weights.transform` with the
-    groups, the tile and the type of the plan.
-    """
+) -> Work:
+    """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     G = plan.geometry.groups
     A_T, _, B_T = arrays_for(plan.tile, plan.dtype)
     x, y = by_group(x, G), by_group(y, G)
+
+    def transformed(w: Array, room: Room) -> Array:
+        return transform(blas, w, G, plan.tile, plan.dtype, room)
+
+    U = weights.form(("winograd", G, plan.tile, plan.dtype), transformed, shared.array)
     bias = np.zeros(y.shape[:2], plan.dtype) if b is None else b.reshape(y.shape[:2])
 
     def fill(index: int, scratch: Scratch) -> None:
@@ -54,7 +56,7 @@ def forward(
         blas.run(stages.back_columns, A_T, one, other)
         move(blas, sums, target)
 
-    run_tasks(fill, plan.tasks, workers_for(plan, workers, workspace))
+    return Work(fill)
 
 
 def _zeros(memory: Array, numbers: int) -> Array:

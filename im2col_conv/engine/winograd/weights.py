@@ -21,13 +21,16 @@ from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.winograd.stages import BLOCK, blocks
 from im2col_conv.engine.winograd.transforms import KERNEL, arrays_for, transform_for
 from im2col_conv.geometry import ConvGeometry
+from im2col_conv.prepared import Room
 
 __all__ = ["transform", "transform_bytes"]
 
 TAPS = KERNEL**2
 
 
-def transform(blas: OpenBlas, w: Array, groups: int, tile: int, dtype: np.dtype[Any]) -> Array:
+def transform(
+    blas: OpenBlas, w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room
+) -> Array:
     """Return U (groups, blocks of F, n * n, C, 64) of ``w`` (F, C // groups, 3, 3) in ``dtype``.
 
     What is past the last filter is zero.
@@ -35,7 +38,8 @@ def transform(blas: OpenBlas, w: Array, groups: int, tile: int, dtype: np.dtype[
     F, C = len(w) // groups, w.shape[1]
     G = arrays_for(tile, dtype).G
     width = min(F, BLOCK)
-    U = np.zeros((groups, blocks(F), len(G), C, width), dtype)
+    U = room("weights", (groups, blocks(F), len(G), C, width), dtype)
+    U[...] = 0
     taps = np.zeros((C, TAPS, width), dtype)
     c = np.arange(C) * width
     products = Products(
