@@ -34,6 +34,9 @@ INSTALL = 'pip install "im2col-conv[fast]"'
 
 _CORETYPE = "OPENBLAS_CORETYPE"
 _ROW_MAJOR, _TRANSPOSED = 101, 112  # the numbers that CBLAS has for these words
+# Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
+SHORT_COPY = 2**16
+
 _LETTERS = {"s": (np.dtype(np.float32), c_float), "d": (np.dtype(np.float64), c_double)}
 
 
@@ -42,6 +45,7 @@ class _Functions(NamedTuple):
 
     gemm_batch: Any
     omatcopy: Any
+    short_omatcopy: Any  # which keeps the interpreter's lock
 
 
 class OpenBlas:
@@ -57,14 +61,14 @@ class OpenBlas:
 
     def __init__(self, path: Path) -> None:
         """Open the library and find every function, or raise OSError or AttributeError."""
-        library = ctypes.CDLL(str(path))
+        library, short = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
         self._one_thread = library.scipy_openblas_set_num_threads
         self._one_thread.argtypes, self._one_thread.restype = [c_int], None
         corename = library.scipy_openblas_get_corename
         corename.restype = c_char_p
         self.kernel: str = corename().decode()
         self._functions = {
-            dtype: _functions(library, letter, number)
+            dtype: _functions(library, short, letter, number)
             for letter, (dtype, number) in _LETTERS.items()
         }
         self.types = frozenset(self._functions)
@@ -83,7 +87,9 @@ class OpenBlas:
         rows, columns = a.shape
         if out.shape != (columns, rows) or a.dtype != out.dtype:
             raise ValueError(f"{out.shape} {out.dtype} is not the transpose of {a.shape} {a.dtype}")
-        self._functions[a.dtype].omatcopy(
+        functions = self._functions[a.dtype]
+        omatcopy = functions.short_omatcopy if a.size < SHORT_COPY else functions.omatcopy
+        omatcopy(
             _ROW_MAJOR,
             _TRANSPOSED,
             rows,
@@ -106,13 +112,17 @@ def _leading_dimension(matrix: Array) -> int:
     return ld
 
 
-def _functions(library: ctypes.CDLL, letter: str, number: Any) -> _Functions:
+def _functions(
+    library: ctypes.CDLL, short: ctypes.PyDLL, letter: str, number: Any
+) -> _Functions:
     gemm_batch = library[f"scipy_cblas_{letter}gemm_batch"]
     gemm_batch.argtypes = [c_int, *[c_void_p] * 13, c_int, c_void_p]
-    omatcopy = library[f"scipy_cblas_{letter}omatcopy"]
-    omatcopy.argtypes = [c_int] * 4 + [number, c_void_p, c_int, c_void_p, c_int]
-    gemm_batch.restype = omatcopy.restype = None
-    return _Functions(gemm_batch, omatcopy)
+    gemm_batch.restype = None
+    copies = [each[f"scipy_cblas_{letter}omatcopy"] for each in (library, short)]
+    for omatcopy in copies:
+        omatcopy.argtypes = [c_int] * 4 + [number, c_void_p, c_int, c_void_p, c_int]
+        omatcopy.restype = None
+    return _Functions(gemm_batch, *copies)
 
 
 def private_blas() -> OpenBlas | None:

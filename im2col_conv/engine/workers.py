@@ -30,6 +30,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[str, Array | None] = {}
         self._used: set[str] = set()
+        self._known: dict[str, tuple[object, Array]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -39,6 +40,7 @@ class Scratch:
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an unfilled array that shares its memory with the last one of this name."""
         nbytes = math.prod(shape) * dtype.itemsize
+        self._known.pop(name, None)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
             # What an earlier call left is given back before anything new is asked for.
@@ -48,6 +50,15 @@ class Scratch:
         self._used.add(name)
         return np.ndarray(shape, dtype, buffer)
 
+    def know(self, name: str, what: object, array: Array) -> None:
+        """Note what ``array`` holds, until another of this name is asked for."""
+        self._known[name] = what, array
+
+    def known(self, name: str, what: object) -> Array | None:
+        """Return the array of this name if it holds just ``what``."""
+        held, array = self._known.get(name, (None, None))
+        return array if held == what else None
+
     def __enter__(self) -> Scratch:
         """Use these buffers for a call."""
         return self
@@ -55,6 +66,7 @@ class Scratch:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Leave them to a later call, if they are small."""
         self._used.clear()
+        self._known.clear()
         if self.nbytes + sum(scratch.nbytes for scratch in _kept) <= KEPT_BYTES:
             _kept.append(self)
 

@@ -31,12 +31,12 @@ __all__ = ["forward", "plan_forward"]
 
 @lru_cache(maxsize=256)
 def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
-    """Draw the tiles of a forward pass, over (groups, blocks of F, N, *out)."""
+    """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
     arrangement = arrangement_for(geometry)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
-    _, _, n, *box = tiling.step
+    _, n, *box, _ = tiling.step
     numbers = arrangement.numbers("y", (F, n, *box), 1) + arrangement.numbers(
         "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
     )
@@ -73,13 +73,18 @@ def forward(
     bias = None if b is None else b.reshape(G, F).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
-        groups, part, images, *box = plan.tiling[index]
+        groups, images, *box, part = plan.tiling[index]
         g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
         cells = cells_seen(geometry, tuple(box))
         source, target = x[g, arrangement.partners(f), images, *cells], y[g, f, images, *box]
         tile = plan.tile(source, target, tuple(box), cells)
         weights_part = W.part(blas, scratch, g, part)
-        lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
+        # Tasks of one tile follow each other, and share what is loaded.
+        seen = (plan, g, arrangement.partners(f), images, *cells)
+        lines = scratch.known("x", seen)
+        if lines is None:
+            lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
+            scratch.know("x", seen, lines)
         sums = arrangement.room(scratch, "y", target, 1, plan.dtype)
         if bias is not None:
             arrangement.fill("y", sums, bias[g, f])

@@ -35,12 +35,12 @@ __all__ = ["input_grad", "plan_input_grad"]
 
 @lru_cache(maxsize=256)
 def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
-    """Draw the tiles of a pass to the input, over (groups, blocks of C, N, *size)."""
+    """Draw the tiles of a pass to the input, over (groups, N, *size, chunks of C)."""
     arrangement = arrangement_for(geometry)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
-    _, _, n, *cells = tiling.step
+    _, n, *cells, _ = tiling.step
     outs = most_outputs(geometry, tuple(cells))
     numbers = arrangement.numbers("dx", (C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
         "dout", (F, n, *outs), 1
@@ -78,13 +78,18 @@ def input_grad(
     bias = None if b is None else b.reshape(G, C).astype(plan.dtype)
 
     def fill(index: int, scratch: Scratch) -> None:
-        groups, part, images, *cells = plan.tiling[index]
+        groups, images, *cells, part = plan.tiling[index]
         g, c = groups.start, channels_of(part, arrangement.chunk(C), C)
         box = outputs_touching(geometry, tuple(cells))
         source, target = dout[g, arrangement.partners(c), images, *box], dx[g, c, images, *cells]
         tile = plan.tile(target, source, box, tuple(cells))
         weights_part = W.part(blas, scratch, g, part)
-        lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
+        # Tasks of one tile follow each other, and share what is loaded.
+        seen = (plan, g, arrangement.partners(c), images, *box)
+        lines = scratch.known("dout", seen)
+        if lines is None:
+            lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
+            scratch.know("dout", seen, lines)
         sums = arrangement.room(scratch, "dx", target, stride, plan.dtype)
         if bias is not None:
             arrangement.fill("dx", sums, bias[g, c])

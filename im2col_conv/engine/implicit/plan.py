@@ -42,7 +42,7 @@ LONG_LINE = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitPlan(Plan):
-    """Tiles over (groups, chunks of channels, N, *axes), of one geometry and type."""
+    """Tiles over (groups, N, *axes, chunks of channels), of one geometry and type."""
 
     algorithm: ClassVar[str] = "implicit"
     # Measured: with many short steps in Python, two workers wait for each other below this.
@@ -54,7 +54,7 @@ class ImplicitPlan(Plan):
 
     @property
     def tile_shape(self) -> Shape:
-        _, _, images, *positions = self.tiling.step
+        _, images, *positions, _ = self.tiling.step
         return (images, 1, *positions)
 
     @property
@@ -95,7 +95,7 @@ def tiles_of(
     dtype: np.dtype[Any],
     available: int,
 ) -> Tiling:
-    """Return tiles over (groups, chunks of ``channels``, N, *axes).
+    """Return tiles over (groups, N, *axes, chunks of ``channels``).
 
     As many positions as the cache holds; where that makes too few tiles to share, chunks of
     channels are shared as well: their products are the same whoever makes them.
@@ -115,7 +115,7 @@ def tiles_of(
     units = min(units, max(-(-total // -(-shares // (groups * chunks))), LEAST_SHARE))
     tiling = cut((geometry.N, *axes), max(units, 1))
     chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
-    return Tiling((groups, chunks, *tiling.extent), (1, chunk, *tiling.step))
+    return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))
 
 
 def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -> Tiling:
@@ -123,7 +123,7 @@ def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -
     share = -(-channels * math.prod(axes) * geometry.N // shares_of(geometry))
     planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
     extent, step = planes.extent, planes.step
-    return Tiling((1, extent[0], geometry.N, *extent[1:]), (1, step[0], 1, *step[1:]))
+    return Tiling((1, geometry.N, *extent[1:], extent[0]), (1, 1, *step[1:], step[0]))
 
 
 def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dtype[Any]) -> int:

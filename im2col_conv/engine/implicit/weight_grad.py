@@ -63,11 +63,11 @@ def plan_weight_grad(
     most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
     available = workspace - (most + 1) * sum_bytes
     whole = tiles_of(geometry, arrangement, geometry.out, F, dtype, available)
-    tiling = Tiling(whole.extent[2:], whole.step[2:])
+    tiling = Tiling(whole.extent[1:-1], whole.step[1:-1])
     # Bands: some planes a task. Else chunks copy the same cells each, so sums are shared instead
     # where it costs little to add them up.
-    groups, blocks = whole.extent[:2]
-    step = whole.step[1] if geometry.groups > G else 1
+    groups, blocks = whole.extent[0], whole.extent[-1]
+    step = whole.step[-1] if geometry.groups > G else 1
     if geometry.groups == G and sum_bytes <= CHEAP_SUM:
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
     chunks = Tiling((groups, blocks), (1, step))
@@ -138,7 +138,11 @@ def weight_grad(
                 db_sums[number, g, f] += arrangement.sums(douts, given)
             if dw is not None:
                 tile = plan.tile(source, given, tuple(box), cells)
-                lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
+                seen = (plan, g, arrangement.partners(f), at)
+                lines = scratch.known("x", seen)
+                if lines is None:
+                    lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
+                    scratch.know("x", seen, lines)
                 arrangement.weight_grad(blas, tile, douts, lines, total)
         if dw is not None and plan.sums == 1:
             arrangement.unpack(blas, scratch, total, dw[g, f])
