@@ -112,9 +112,7 @@ def _leading_dimension(matrix: Array) -> int:
     return ld
 
 
-def _functions(
-    library: ctypes.CDLL, short: ctypes.PyDLL, letter: str, number: Any
-) -> _Functions:
+def _functions(library: ctypes.CDLL, short: ctypes.PyDLL, letter: str, number: Any) -> _Functions:
     gemm_batch = library[f"scipy_cblas_{letter}gemm_batch"]
     gemm_batch.argtypes = [c_int, *[c_void_p] * 13, c_int, c_void_p]
     gemm_batch.restype = None

@@ -31,11 +31,7 @@ class Scratch:
         self._buffers: dict[str, Array | None] = {}
         self._used: set[str] = set()
         self._known: dict[str, tuple[object, Array]] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of all buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
+        self.nbytes = 0
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an unfilled array that shares its memory with the last one of this name."""
@@ -47,6 +43,7 @@ class Scratch:
             self._buffers = {each: self._buffers[each] for each in self._used}
             buffer = self._buffers[name] = None
             buffer = self._buffers[name] = aligned((nbytes,), np.dtype(np.uint8))
+            self.nbytes = sum(each.nbytes for each in self._buffers.values() if each is not None)
         self._used.add(name)
         return np.ndarray(shape, dtype, buffer)
 

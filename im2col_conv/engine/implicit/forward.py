@@ -11,9 +11,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
+    Step,
     arrangement_for,
     channels_in_groups,
-    channels_of,
+    step_of,
     tiles_of,
     weight_bytes,
     work_of,
@@ -72,23 +73,22 @@ def forward(
     W = weights.form(("forward", arrangement, G, plan.dtype), arranged, shared.array)
     bias = None if b is None else b.reshape(G, F).astype(plan.dtype)
 
-    def fill(index: int, scratch: Scratch) -> None:
+    def draw(index: int) -> Step:
         groups, images, *box, part = plan.tiling[index]
-        g, f = groups.start, channels_of(part, arrangement.chunk(F), F)
-        cells = cells_seen(geometry, tuple(box))
-        source, target = x[g, arrangement.partners(f), images, *cells], y[g, f, images, *box]
-        tile = plan.tile(source, target, tuple(box), cells)
-        weights_part = W.part(blas, scratch, g, part)
-        # Tasks of one tile follow each other, and share what is loaded.
-        seen = (plan, g, arrangement.partners(f), images, *cells)
-        lines = scratch.known("x", seen)
-        if lines is None:
-            lines = arrangement.load(blas, scratch, "x", source, stride, plan.dtype)
-            scratch.know("x", seen, lines)
+        return step_of(plan, groups, part, images, tuple(box), cells_seen(geometry, tuple(box)))
+
+    def fill(index: int, scratch: Scratch) -> None:
+        step = plan.step(index, lambda: draw(index))
+        target = y[step.made]
+        w_part = W.part(blas, scratch, step.group, step.part)
+        lines = scratch.known("x", step.seen)
+        if lines is None:  # tasks of one tile follow each other, and share what is loaded
+            lines = arrangement.load(blas, scratch, "x", x[step.seen], stride, plan.dtype)
+            scratch.know("x", step.seen, lines)
         sums = arrangement.room(scratch, "y", target, 1, plan.dtype)
         if bias is not None:
-            arrangement.fill("y", sums, bias[g, f])
-        arrangement.forward(blas, tile, lines, weights_part, sums, fresh=bias is None)
+            arrangement.fill("y", sums, bias[step.group, step.channels])
+        arrangement.forward(blas, step.tile, lines, w_part, sums, fresh=bias is None)
         arrangement.store(blas, scratch, "y", sums, target, 1)
 
     return Work(fill)

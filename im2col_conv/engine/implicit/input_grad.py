@@ -15,9 +15,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.boxes import most_outputs, outputs_touching
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
+    Step,
     arrangement_for,
     channels_in_groups,
-    channels_of,
+    step_back_of,
     tiles_of,
     weight_bytes,
     work_of,
@@ -77,23 +78,23 @@ def input_grad(
     W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged, shared.array)
     bias = None if b is None else b.reshape(G, C).astype(plan.dtype)
 
-    def fill(index: int, scratch: Scratch) -> None:
+    def draw(index: int) -> Step:
         groups, images, *cells, part = plan.tiling[index]
-        g, c = groups.start, channels_of(part, arrangement.chunk(C), C)
         box = outputs_touching(geometry, tuple(cells))
-        source, target = dout[g, arrangement.partners(c), images, *box], dx[g, c, images, *cells]
-        tile = plan.tile(target, source, box, tuple(cells))
-        weights_part = W.part(blas, scratch, g, part)
-        # Tasks of one tile follow each other, and share what is loaded.
-        seen = (plan, g, arrangement.partners(c), images, *box)
-        lines = scratch.known("dout", seen)
-        if lines is None:
-            lines = arrangement.load(blas, scratch, "dout", source, 1, plan.dtype)
-            scratch.know("dout", seen, lines)
+        return step_back_of(plan, groups, part, images, box, tuple(cells))
+
+    def fill(index: int, scratch: Scratch) -> None:
+        step = plan.step(index, lambda: draw(index))
+        target = dx[step.made]
+        w_part = W.part(blas, scratch, step.group, step.part)
+        lines = scratch.known("dout", step.seen)
+        if lines is None:  # tasks of one tile follow each other, and share what is loaded
+            lines = arrangement.load(blas, scratch, "dout", dout[step.seen], 1, plan.dtype)
+            scratch.know("dout", step.seen, lines)
         sums = arrangement.room(scratch, "dx", target, stride, plan.dtype)
         if bias is not None:
-            arrangement.fill("dx", sums, bias[g, c])
-        arrangement.input_grad(blas, tile, lines, weights_part, sums, fresh=bias is None)
+            arrangement.fill("dx", sums, bias[step.group, step.channels])
+        arrangement.input_grad(blas, step.tile, lines, w_part, sums, fresh=bias is None)
         arrangement.store(blas, scratch, "dx", sums, target, stride)
 
     return Work(fill)

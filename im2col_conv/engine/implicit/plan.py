@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
@@ -22,10 +22,13 @@ from im2col_conv.lowering import Slices
 
 __all__ = [
     "ImplicitPlan",
+    "Step",
     "arrangement_for",
     "channels_in_groups",
     "channels_of",
     "shares_of",
+    "step_back_of",
+    "step_of",
     "tiles_of",
     "weight_bytes",
     "work_of",
@@ -36,6 +39,7 @@ __all__ = [
 LEAST_SHARE = 128
 LEAST_WORK = 2.5e7
 FEW = 100
+MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 SHORT_LINE = 30
 LONG_LINE = 20
 
@@ -51,6 +55,7 @@ class ImplicitPlan(Plan):
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     arrangement: Arrangement
+    steps: dict[Hashable, Step] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tile_shape(self) -> Shape:
@@ -62,9 +67,59 @@ class ImplicitPlan(Plan):
         """The stride of the last axis, along which lines run."""
         return self.geometry.stride[-1]
 
-    def tile(self, x: Array, y: Array, box: Slices, cells: Slices) -> Tile:
-        """Return what the products of ``x[c, n, *cells]`` and ``y[f, n, *box]`` follow from."""
-        return Tile(axes_between(self.geometry, box, cells), x.shape[1], len(x), len(y))
+    def step(self, key: Hashable, draw: Callable[[], Step]) -> Step:
+        """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
+        step = self.steps.get(key)
+        if step is None:
+            step = draw()
+            if len(self.steps) < MOST_STEPS:
+                self.steps[key] = step
+        return step
+
+
+class Step(NamedTuple):
+    """A tile of a task: which channels of which group's results it makes, and from what.
+
+    ``seen`` and ``made`` are indices of arrays [g, c, n, *cells], ``part`` one of chunks of weights.
+    """
+
+    group: int
+    part: slice
+    channels: slice
+    seen: tuple[Any, ...]
+    made: tuple[Any, ...]
+    tile: Tile
+
+
+def step_of(
+    plan: ImplicitPlan, groups: slice, part: slice, images: slice, box: Slices, cells: Slices
+) -> Step:
+    """Return the step that makes outputs ``box`` from ``cells``, for some chunks of filters."""
+    _, C, F = channels_in_groups(plan.geometry, plan.arrangement)
+    g, f = groups.start, channels_of(part, plan.arrangement.chunk(F), F)
+    c = plan.arrangement.partners(f)
+    tile = Tile(
+        axes_between(plan.geometry, box, cells), _length(images, 0), _length(c, C), _length(f, F)
+    )
+    return Step(g, part, f, (g, c, images, *cells), (g, f, images, *box), tile)
+
+
+def step_back_of(
+    plan: ImplicitPlan, groups: slice, part: slice, images: slice, box: Slices, cells: Slices
+) -> Step:
+    """Return the step that makes ``cells`` from outputs ``box``, for some chunks of channels."""
+    _, C, F = channels_in_groups(plan.geometry, plan.arrangement)
+    g, c = groups.start, channels_of(part, plan.arrangement.chunk(C), C)
+    f = plan.arrangement.partners(c)
+    tile = Tile(
+        axes_between(plan.geometry, box, cells), _length(images, 0), _length(c, C), _length(f, F)
+    )
+    return Step(g, part, c, (g, f, images, *box), (g, c, images, *cells), tile)
+
+
+def _length(part: slice, size: int) -> int:
+    start, stop, _ = part.indices(size or part.stop)
+    return stop - start
 
 
 def arrangement_for(geometry: ConvGeometry) -> Arrangement:

@@ -29,7 +29,7 @@ from im2col_conv.engine.implicit.moves import (
     move_matrix,
     span,
 )
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Made
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
@@ -41,7 +41,6 @@ __all__ = ["Pointwise", "is_pointwise"]
 
 BLOCK = 64  # channels of a result in one product
 DEPTH = 240  # most that a product sums over
-WHOLE = 2**31  # no limit
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -169,7 +168,7 @@ class _Lie(NamedTuple):
     def as_one_line(self) -> _Lie:
         return self._replace(images=1, positions=self.images * self.positions)
 
-    def at(self, image: Array, channel: Array | int, position: Array) -> Operand:
+    def at(self, image: Array, channel: Array | int, position: Array | int) -> Operand:
         row, column = (position, channel) if self.inner else (channel, position)
         return Operand(image * self.image + row * self.row + column, self.row)
 
@@ -216,21 +215,14 @@ def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, fresh: bool)
     else:
         left, right = backward, source.inner
     transposed = "a" * left + "b" * right
-    # With a transposed right side, products are large: it pays that BLAS copies both sides.
-    block, depth = (WHOLE, WHOLE) if right else (BLOCK, DEPTH)
-    length = WHOLE if right else _length(min(target.channels, block) * min(source.channels, depth))
-    n = np.arange(source.images).reshape(-1, 1, 1)
-    p, L = _pieces(source.positions, length, 0)
-    m, M = _pieces(target.channels, block, 2)
-    k, K = _pieces(source.channels, depth, 3)
-    W = Operand(k * row + m if backward else m * row + k, row)
-    x, y = source.at(n, k, p), target.at(n, m, p)
-    over = (k == 0) & fresh
+    n = np.arange(source.images)
+    M, L, K = target.channels, target.positions, source.channels
+    W, x, y = Operand(0, row), source.at(n, 0, 0), target.at(n, 0, 0)
     if target.inner:
         # y.T (L, M) += x.T (L, K) @ W.T (K, M)
-        return Products(L, M, K, x, W, y, transposed=transposed, fresh=over)
+        return Products(L, M, K, x, W, y, transposed=transposed, fresh=fresh)
     # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
-    return Products(M, L, K, W, x, y, transposed=transposed, fresh=over)
+    return Products(M, L, K, W, x, y, transposed=transposed, fresh=fresh)
 
 
 @lru_cache(maxsize=KEPT)
@@ -245,11 +237,6 @@ def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
     # dW.T (C, F) += x (C, L) @ dout.T (L, F)
     transposed = "a" if x.inner else ""
     return Products(C, F, L, x.at(n, c, p), dout.at(n, f, p), dW, transposed=transposed)
-
-
-def _length(cells: int) -> int:
-    """Return how many positions make a small product with so many numbers of the weights."""
-    return max(SMALL_PRODUCT // cells // BLOCK, 1) * BLOCK
 
 
 def _pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:

@@ -16,10 +16,12 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
+    Step,
     arrangement_for,
     channels_in_groups,
     channels_of,
     shares_of,
+    step_of,
     tiles_of,
     weight_bytes,
     work_of,
@@ -103,63 +105,99 @@ def weight_grad(
     db: Array | None,
 ) -> Work:
     """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
-    geometry, arrangement = plan.geometry, plan.arrangement
-    G, _, F = channels_in_groups(geometry, arrangement)
-    x, dout = by_group(x, G), by_group(dout, G)
-    w_shape = (G, F, *geometry.w_shape[1:])
-    dw = None if dw is None else dw.reshape(w_shape)
-    sums_shape = arrangement.weight_sums(w_shape)
-    dw_sums = shared.array("sums", (plan.sums * (plan.sums > 1), *sums_shape), plan.dtype)
-    db_sums = np.zeros((plan.sums, G, F), plan.dtype)
-
-    def channels(part: slice) -> slice:
-        return channels_of(part, arrangement.chunk(F), F)
+    sums = _Sums(plan, blas, shared, dw, db)
+    x, dout = (by_group(images, sums.groups) for images in (x, dout))
 
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
-        g, f = groups.start, channels(part)
-        if dw is None:
-            total = db_sums  # as good as any: nothing is added to it
-        elif plan.sums > 1:
-            total = dw_sums[number, g, part]
-            total[...] = 0
-        else:
-            shape = (part.stop - part.start, *sums_shape[2:])
-            total = scratch.array("dw", shape, plan.dtype)
-            total[...] = 0
-        tiles = plan.tiling.boxes
-        for at in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
-            images, *box = plan.tiling[at]
-            cells = cells_seen(geometry, tuple(box))
-            source, given = x[g, arrangement.partners(f), images, *cells], dout[g, f, images, *box]
-            douts = arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
+        total = sums.start(number, groups.start, part, scratch)
+        for at in sums.tiles(number):
+            step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
+            given = dout[step.made]
+            douts = plan.arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
             if db is not None:
-                db_sums[number, g, f] += arrangement.sums(douts, given)
-            if dw is not None:
-                tile = plan.tile(source, given, tuple(box), cells)
-                seen = (plan, g, arrangement.partners(f), at)
-                lines = scratch.known("x", seen)
-                if lines is None:
-                    lines = arrangement.load(blas, scratch, "x", source, plan.stride, plan.dtype)
-                    scratch.know("x", seen, lines)
-                arrangement.weight_grad(blas, tile, douts, lines, total)
-        if dw is not None and plan.sums == 1:
-            arrangement.unpack(blas, scratch, total, dw[g, f])
+                sums.db[number, step.group, step.channels] += plan.arrangement.sums(douts, given)
+            if total is not None:
+                lines = scratch.known("x", step.seen)
+                if lines is None:  # tasks of one tile follow each other
+                    source = x[step.seen]
+                    lines = plan.arrangement.load(
+                        blas, scratch, "x", source, plan.stride, plan.dtype
+                    )
+                    scratch.know("x", step.seen, lines)
+                plan.arrangement.weight_grad(blas, step.tile, douts, lines, total)
+        if total is not None:
+            sums.end(total, groups.start, part, scratch)
 
-    def add_sums(workers: int) -> None:
-        if db is not None:
-            db[...] = total_of(db_sums).reshape(db.shape)
-        if dw is None or plan.sums == 1:
-            return
-        step = -(-plan.chunks.extent[1] // SHARES)
-        units = Tiling(plan.chunks.extent, (1, step))
+    return Work(add_tiles, sums.finish)
 
-        def add(index: int, scratch: Scratch) -> None:
-            groups, part = units[index]
-            total = total_of(dw_sums[:, groups.start, part])
-            arrangement.unpack(blas, scratch, total, dw[groups.start, channels(part)])
 
-        run_tasks(add, units.boxes, workers if dw_sums.nbytes >= WORTH_SHARING else 1)
+def _draw(plan: WeightGradPlan, at: int, groups: slice, part: slice) -> Step:
+    images, *box = plan.tiling[at]
+    return step_of(plan, groups, part, images, tuple(box), cells_seen(plan.geometry, tuple(box)))
 
-    return Work(add_tiles, add_sums)
+
+class _Sums:
+    """The partial sums of dw and db; a sum of dw that is the only one belongs to who makes it."""
+
+    def __init__(
+        self,
+        plan: WeightGradPlan,
+        blas: OpenBlas,
+        shared: Scratch,
+        dw: Array | None,
+        db: Array | None,
+    ) -> None:
+        self._plan, self._blas = plan, blas
+        G, _, F = channels_in_groups(plan.geometry, plan.arrangement)
+        self.groups, self._filters = G, F
+        w_shape = (G, F, *plan.geometry.w_shape[1:])
+        self._dw_result = None if dw is None else dw.reshape(w_shape)
+        self._db_result = db
+        self._shape = plan.arrangement.weight_sums(w_shape)
+        self.db = np.zeros((plan.sums, G, F), plan.dtype)
+        kept = plan.sums if plan.sums > 1 and dw is not None else 0
+        self._dw = shared.array("sums", (kept, *self._shape), plan.dtype)
+
+    def tiles(self, number: int) -> range:
+        """Return the tiles of a partial sum, in the order in which they are added."""
+        tiles, sums = self._plan.tiling.boxes, self._plan.sums
+        return range(number * tiles // sums, (number + 1) * tiles // sums)
+
+    def start(self, number: int, g: int, part: slice, scratch: Scratch) -> Array | None:
+        """Return a partial sum of dw for some chunks of filters, cleared; None without dw."""
+        if self._dw_result is None:
+            return None
+        if len(self._dw):
+            total: Array = self._dw[number, g, part]
+        else:
+            shape = (part.stop - part.start, *self._shape[2:])
+            total = scratch.array("dw", shape, self._plan.dtype)
+        total[...] = 0
+        return total
+
+    def end(self, total: Array, g: int, part: slice, scratch: Scratch) -> None:
+        """Fill dw if there is but one sum."""
+        if not len(self._dw):
+            self._unpack(total, g, part, scratch)
+
+    def finish(self, workers: int) -> None:
+        """Add up partial sums, in order, and fill dw and db with them."""
+        if self._db_result is not None:
+            self._db_result[...] = total_of(self.db).reshape(-1)
+        if len(self._dw):
+            chunks = self._plan.chunks.extent
+            parts = Tiling(chunks, (1, -(-chunks[1] // SHARES)))
+
+            def add(index: int, scratch: Scratch) -> None:
+                groups, part = parts[index]
+                total = total_of(self._dw[:, groups.start, part])
+                self._unpack(total, groups.start, part, scratch)
+
+            run_tasks(add, parts.boxes, workers if self._dw.nbytes >= WORTH_SHARING else 1)
+
+    def _unpack(self, total: Array, g: int, part: slice, scratch: Scratch) -> None:
+        assert self._dw_result is not None  # or there would be no sum of it
+        f = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
+        self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[g, f])

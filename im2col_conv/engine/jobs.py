@@ -1,0 +1,68 @@
+"""Passes as work for several threads: one alone, or both gradients of a layer at once."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from im2col_conv.engine.plan import Plan, workers_for, workers_for_all
+from im2col_conv.engine.workers import Scratch, Task, lend_scratch, run_tasks
+
+__all__ = ["Job", "Work", "run_jobs"]
+
+
+def _nothing(workers: int) -> None:
+    pass
+
+
+class Work(NamedTuple):
+    """What a pass has to do: its tasks, which workers may share, and what comes after them."""
+
+    task: Task
+    finish: Callable[[int], None] = _nothing
+
+
+class Job(NamedTuple):
+    """A pass: its plan, and what begins it, given the buffers that its workers share."""
+
+    plan: Plan
+    begin: Callable[[Scratch], Work]
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
+    """Run passes that do not depend on one another, at once where the workspace holds them all.
+
+    At once, a worker who finds nothing more to do in one pass goes on with the next.
+    """
+    if len(jobs) == 1:
+        _run(jobs, workers_for(jobs[0].plan, workers, workspace))
+        return
+    together = workers_for_all([job.plan for job in jobs], workers, workspace)
+    apart = [workers_for(job.plan, workers, workspace) for job in jobs]
+    if together >= max(apart, default=1):
+        _run(jobs, together)
+        return
+    for job, alone in zip(jobs, apart, strict=True):
+        _run([job], alone)
+
+
+def _run(jobs: Sequence[Job], workers: int) -> None:
+    with lend_scratch() as shared:
+        _share([job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs], workers)
+
+
+def _share(works: Sequence[Work], tasks: Sequence[int], workers: int) -> None:
+    if len(works) == 1:
+        run_tasks(works[0].task, tasks[0], workers)
+    elif works:
+        ends = list(accumulate(tasks))
+
+        def task(index: int, scratch: Scratch) -> None:
+            at = bisect_right(ends, index)
+            works[at].task(index - ends[at] + tasks[at], scratch)
+
+        run_tasks(task, ends[-1], workers)
+    for work in works:
+        work.finish(workers)
