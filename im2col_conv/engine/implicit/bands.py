@@ -24,7 +24,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, is_finite, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Made
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
@@ -44,13 +44,17 @@ class Bands:
     ----------
     stride, dilation : int
         Of the axis before the last, along which a band runs.
+    last_stride : int
+        Of the last axis: cells that are so far apart lie side by side.
     """
 
     tile_bytes: ClassVar[int] = 2**22  # planes are small beside any cache, so only calls count
     flop_cost: ClassVar[int] = 8
+    chunks_first: ClassVar[bool] = False
 
     stride: int
     dilation: int
+    last_stride: int
 
     def chunk(self, channels: int) -> int:
         return 1
@@ -58,8 +62,10 @@ class Bands:
     def partners(self, channels: slice) -> slice:
         return channels
 
-    def numbers(self, name: str, shape: Shape, stride: int) -> int:
-        return math.prod(_order(shape, stride))
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        if name in ("x", "dx"):
+            return math.prod(_order((c, n, *cells), self.last_stride))
+        return n * c * math.prod(outs)
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -70,9 +76,10 @@ class Bands:
         scratch: Scratch,
         name: str,
         image: Array,
-        stride: int,
+        tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
+        stride = self._stride(name)
         planes = _planes(image, stride, dtype)
         if planes is not None:
             return planes
@@ -84,15 +91,13 @@ class Bands:
         return memory
 
     def room(
-        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
+        stride = self._stride(name)
         memory = _planes(image, stride, dtype)
         if memory is None:
             memory = scratch.array(name, _order(image.shape, stride), dtype)
         return memory
-
-    def fill(self, name: str, memory: Array, values: Array) -> None:
-        memory[...] = values.reshape(-1, *(1,) * (memory.ndim - 3))
 
     def store(
         self,
@@ -101,8 +106,12 @@ class Bands:
         name: str,
         memory: Array,
         image: Array,
-        stride: int,
+        tile: Tile,
+        b: Array | None,
     ) -> None:
+        if b is not None:
+            memory += b.reshape(-1, *[1] * (memory.ndim - 3))
+        stride = self._stride(name)
         if _planes(image, stride, memory.dtype) is not None:
             return
         for phase in range(len(memory)):
@@ -131,20 +140,22 @@ class Bands:
         planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)
 
     def forward(
-        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        bands = _is_finite(x)
-        products = _forward(tile, self._depth(tile.axes[-2].kernel), bands, fresh and bands)
-        if fresh and not products.overwrites:
-            y[...] = 0
-        blas.run(products, W, x, y)
+        depth = self._depth(tile.axes[-2].kernel)
+        for bands in (True, False):
+            products = _forward(tile, depth, bands, b is None)
+            if b is not None:
+                y[...] = b.reshape(-1, *[1] * (y.ndim - 3))
+            elif not products.overwrites:
+                y[...] = 0
+            blas.run(products, W, x, y)
+            if is_finite(y):
+                break
 
-    def input_grad(
-        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
-    ) -> None:
-        if fresh:
-            dx[...] = 0
-        products = _input_grad(tile, self._depth(tile.axes[-2].kernel), _is_finite(dout))
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        dx[...] = 0
+        products = _input_grad(tile, self._depth(tile.axes[-2].kernel), is_finite(dout))
         blas.run(products, W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
@@ -157,6 +168,9 @@ class Bands:
         planes = w.reshape(w.shape[1], -1, *w.shape[-2:])
         bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
         return bands
+
+    def _stride(self, name: str) -> int:
+        return self.last_stride if name in ("x", "dx") else 1
 
     def _depth(self, kernel: int) -> int:
         """Return K, the input rows that ROWS outputs see."""
@@ -182,20 +196,14 @@ def _planes(image: Array, stride: int, dtype: np.dtype[Any]) -> Array | None:
     return planes[None] if fits else None
 
 
-def _is_finite(memory: Array) -> bool:
-    """Say whether no number is infinite or NaN; may say no where numbers are huge."""
-    numbers = memory.reshape(-1)
-    return math.isfinite(np.dot(numbers, numbers))  # a third of the time of a sum
-
-
 class _Rows:
-    """Rows of outputs and of cells as operands, to be broadcast as (planes, outer, rows, lines).
+    """Rows of outputs and of cells as operands, to be broadcast as (planes, outer, lines, rows).
 
     With ``bands``, ROWS outputs and all rows of cells that they see are one product; else one row
     and one tap are.
     """
 
-    def __init__(self, tile: Tile, depth: int, *, bands: bool, fresh: bool = False) -> None:
+    def __init__(self, tile: Tile, depth: int, *, bands: bool) -> None:
         *outer, middle, last = tile.axes
         single = Axis(1, 1, 0, 1, 1, 1)
         planes = np.arange(tile.images * tile.C).reshape(-1, 1, 1, 1)
@@ -210,10 +218,11 @@ class _Rows:
         single_tap = all(axis.kernel == 1 for axis in outer) and len(pairs.out) == math.prod(
             axis.outs for axis in outer
         )
-        self.leads = np.arange(len(lines)) == (0 if fresh and whole and single_tap else -1)
+        first = 0 if bands and whole and single_tap else -1
+        self.leads = (np.arange(len(lines)) == first)[:, None]
         out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
-        first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, -1, 1))
-        at, last_cell, tap, self.length = _columns(lines, 4, (1, 1, 1, -1))
+        first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, 1, -1))
+        at, last_cell, tap, self.length = _columns(lines, 4, (1, 1, -1, 1))
 
         channel = planes % tile.C
         outer_taps = math.prod(axis.kernel for axis in outer)
@@ -256,10 +265,10 @@ def _columns(table: Sequence[tuple[int, ...]], width: int, shape: Shape) -> list
 
 @lru_cache(maxsize=KEPT)
 def _forward(tile: Tile, depth: int, bands: bool, fresh: bool) -> Products:
-    rows = _Rows(tile, depth, bands=bands, fresh=fresh)
+    rows = _Rows(tile, depth, bands=bands)
     # y rows (R, L) += B (R, K) @ x rows (K, L)
     B, x, y = rows.band, rows.x, rows.y
-    return Products(rows.rows, rows.length, rows.depth, B, x, y, fresh=rows.leads)
+    return Products(rows.rows, rows.length, rows.depth, B, x, y, fresh=rows.leads & fresh)
 
 
 @lru_cache(maxsize=KEPT)

@@ -38,8 +38,10 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
     _, C, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
     _, n, *box, _ = tiling.step
-    numbers = arrangement.numbers("y", (F, n, *box), 1) + arrangement.numbers(
-        "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
+    outs, cells = tuple(box), most_cells(geometry, tuple(box))
+    numbers = sum(
+        arrangement.numbers(name, channels, n, cells, outs)
+        for name, channels in (("y", F), ("x", C))
     )
     return ImplicitPlan(
         tiling=tiling,
@@ -63,7 +65,7 @@ def forward(
     y: Array,
 ) -> Work:
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
-    geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
+    geometry, arrangement = plan.geometry, plan.arrangement
     G, _, F = channels_in_groups(geometry, arrangement)
     x, y = by_group(x, G), by_group(y, G)
 
@@ -83,12 +85,11 @@ def forward(
         w_part = W.part(blas, scratch, step.group, step.part)
         lines = scratch.known("x", step.seen)
         if lines is None:  # tasks of one tile follow each other, and share what is loaded
-            lines = arrangement.load(blas, scratch, "x", x[step.seen], stride, plan.dtype)
+            lines = arrangement.load(blas, scratch, "x", x[step.seen], step.tile, plan.dtype)
             scratch.know("x", step.seen, lines)
-        sums = arrangement.room(scratch, "y", target, 1, plan.dtype)
-        if bias is not None:
-            arrangement.fill("y", sums, bias[step.group, step.channels])
-        arrangement.forward(blas, step.tile, lines, w_part, sums, fresh=bias is None)
-        arrangement.store(blas, scratch, "y", sums, target, 1)
+        sums = arrangement.room(scratch, "y", target, step.tile, plan.dtype)
+        b_part = None if bias is None else bias[step.group, step.channels]
+        arrangement.forward(blas, step.tile, lines, w_part, sums, b_part)
+        arrangement.store(blas, scratch, "y", sums, target, step.tile, None)
 
     return Work(fill)

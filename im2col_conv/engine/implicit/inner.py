@@ -56,6 +56,7 @@ class ChannelsInner:
 
     tile_bytes: ClassVar[int] = 2**21
     flop_cost: ClassVar[int] = 1
+    chunks_first: ClassVar[bool] = True
 
     interleaved: bool
     planes: bool
@@ -66,9 +67,8 @@ class ChannelsInner:
     def partners(self, channels: slice) -> slice:
         return slice(None)
 
-    def numbers(self, name: str, shape: Shape, stride: int) -> int:
-        c, n, *cells = shape
-        positions = math.prod(cells)
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        positions = math.prod(cells if name in ("x", "dx") else outs)
         if self._as_planes(name):
             return n * c * row_of(positions)
         return n * positions * row_of(c) + turning(c, positions)
@@ -84,7 +84,7 @@ class ChannelsInner:
         scratch: Scratch,
         name: str,
         image: Array,
-        stride: int,
+        tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
         if self._as_planes(name):
@@ -98,19 +98,9 @@ class ChannelsInner:
         return memory
 
     def room(
-        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
         return self._memory(scratch, name, image.shape, dtype)[0]
-
-    def fill(self, name: str, memory: Array, values: Array) -> None:
-        """Fill some rows, and many of them at a time: NumPy copies short rows one by one."""
-        rows = memory.reshape(-1, memory.shape[-1])
-        first = rows[:ROWS]
-        first[:, : len(values)] = values
-        first[:, len(values) :] = 0
-        end = len(rows) // ROWS * ROWS
-        rows[ROWS:end].reshape(-1, first.size)[...] = first.reshape(-1)
-        rows[end:] = first[: len(rows) - end]
 
     def store(
         self,
@@ -119,8 +109,11 @@ class ChannelsInner:
         name: str,
         memory: Array,
         image: Array,
-        stride: int,
+        tile: Tile,
+        b: Array | None,
     ) -> None:
+        if b is not None:
+            memory[..., : len(b)] += b
         move(blas, self._view(memory, image.shape), image)
 
     def sums(self, memory: Array, image: Array) -> Array:
@@ -173,18 +166,18 @@ class ChannelsInner:
                 move_matrix(blas, buffer.transpose(2, 0, 1), part)
 
     def forward(
-        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        products = _forward(tile, self, W.shape[-1], fresh)
-        if fresh and not products.overwrites:
+        products = _forward(tile, self, W.shape[-1], b is None)
+        if b is not None:
+            _fill_rows(y, b)
+        elif not products.overwrites:
             y[...] = 0
         blas.run(products, x, W, y)
 
-    def input_grad(
-        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
-    ) -> None:
-        products = _input_grad(tile, self, W.shape[-1], fresh)
-        if fresh and not products.overwrites:
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        products = _input_grad(tile, self, W.shape[-1])
+        if not products.overwrites:
             dx[...] = 0
         blas.run(products, dout, W, dx)
 
@@ -231,6 +224,19 @@ def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, A
     step = max(1, PACKED_AT_ONCE // (taps * many))
     for c in range(0, C, step):
         yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
+
+
+def _fill_rows(memory: Array, values: Array) -> None:
+    """Set each row of ``memory[..., c]`` to ``values``, many rows at a time.
+
+    NumPy copies short rows one by one. What follows the channels in a row is never read.
+    """
+    rows = memory.reshape(-1, memory.shape[-1])
+    first = rows[:ROWS]
+    first[:, : len(values)] = values
+    end = len(rows) // ROWS * ROWS
+    rows[ROWS:end].reshape(-1, first.size)[...] = first.reshape(-1)
+    rows[end:] = first[: len(rows) - end]
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None
@@ -297,8 +303,8 @@ def _forward(tile: Tile, lie: ChannelsInner, width: int, fresh: bool) -> Product
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, lie: ChannelsInner, width: int, fresh: bool) -> Products:
-    lines = _Lines(tile, lie, "cells" if fresh else None)
+def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+    lines = _Lines(tile, lie, "cells")
     (c, C, c_block), (f, F) = _outer_blocks(tile.C), _pieces(tile.F)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes

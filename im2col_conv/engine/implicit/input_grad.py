@@ -43,8 +43,9 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
     _, n, *cells, _ = tiling.step
     outs = most_outputs(geometry, tuple(cells))
-    numbers = arrangement.numbers("dx", (C, n, *cells), geometry.stride[-1]) + arrangement.numbers(
-        "dout", (F, n, *outs), 1
+    numbers = sum(
+        arrangement.numbers(name, channels, n, tuple(cells), outs)
+        for name, channels in (("dx", C), ("dout", F))
     )
     return ImplicitPlan(
         tiling=tiling,
@@ -68,7 +69,7 @@ def input_grad(
     dx: Array,
 ) -> Work:
     """Return what fills ``dx`` with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
-    geometry, arrangement, stride = plan.geometry, plan.arrangement, plan.stride
+    geometry, arrangement = plan.geometry, plan.arrangement
     G, C, F = channels_in_groups(geometry, arrangement)
     dx, dout = by_group(dx, G), by_group(dout, G)
 
@@ -89,12 +90,11 @@ def input_grad(
         w_part = W.part(blas, scratch, step.group, step.part)
         lines = scratch.known("dout", step.seen)
         if lines is None:  # tasks of one tile follow each other, and share what is loaded
-            lines = arrangement.load(blas, scratch, "dout", dout[step.seen], 1, plan.dtype)
+            lines = arrangement.load(blas, scratch, "dout", dout[step.seen], step.tile, plan.dtype)
             scratch.know("dout", step.seen, lines)
-        sums = arrangement.room(scratch, "dx", target, stride, plan.dtype)
-        if bias is not None:
-            arrangement.fill("dx", sums, bias[step.group, step.channels])
-        arrangement.input_grad(blas, step.tile, lines, w_part, sums, fresh=bias is None)
-        arrangement.store(blas, scratch, "dx", sums, target, stride)
+        sums = arrangement.room(scratch, "dx", target, step.tile, plan.dtype)
+        arrangement.input_grad(blas, step.tile, lines, w_part, sums)
+        b_part = None if bias is None else bias[step.group, step.channels]
+        arrangement.store(blas, scratch, "dx", sums, target, step.tile, b_part)
 
     return Work(fill)

@@ -28,18 +28,16 @@ class Axis(NamedTuple):
     def lines(self, longest: int) -> list[tuple[int, int, int, int]]:
         """Return (first output, its cell, tap, outputs) of each tap that meets the tile's cells.
 
-        Lines of more than ``longest`` outputs are cut in even pieces.
+        Lines of more than ``longest`` outputs are cut.
         """
         found = []
         for tap in range(self.kernel):
             shift = tap * self.dilation + self.lead
             first = max(-(shift // self.stride), 0)
             end = min((self.cells - 1 - shift) // self.stride + 1, self.outs)
-            pieces = -(-max(end - first, 0) // longest)
-            for piece in range(pieces):
-                at = first + piece * (end - first) // pieces
-                stop = first + (piece + 1) * (end - first) // pieces
-                found.append((at, at * self.stride + shift, tap, stop - at))
+            for at in range(first, end, longest):
+                length = min(longest, end - at)
+                found.append((at, at * self.stride + shift, tap, length))
         return found
 
     def singles(self) -> list[tuple[int, int, int, int]]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
-from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
+from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, Tiling, cut
@@ -37,10 +37,9 @@ __all__ = [
 
 # Measured: docs/performance.md.
 LEAST_SHARE = 128
-LEAST_WORK = 2.5e7
-FEW = 100
+LEAST_WORK = 5e7
+FEW = 200  # rows of a window
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
-SHORT_LINE = 30
 LONG_LINE = 20
 
 
@@ -62,11 +61,6 @@ class ImplicitPlan(Plan):
         _, images, *positions, _ = self.tiling.step
         return (images, 1, *positions)
 
-    @property
-    def stride(self) -> int:
-        """The stride of the last axis, along which lines run."""
-        return self.geometry.stride[-1]
-
     def step(self, key: Hashable, draw: Callable[[], Step]) -> Step:
         """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
         step = self.steps.get(key)
@@ -80,7 +74,7 @@ class ImplicitPlan(Plan):
 class Step(NamedTuple):
     """A tile of a task: which channels of which group's results it makes, and from what.
 
-    ``seen`` and ``made`` are indices of arrays [g, c, n, *cells], ``part`` one of chunks of weights.
+    ``seen`` and ``made`` are indices of arrays [g, c, n, *cells]; ``part`` are chunks of weights.
     """
 
     group: int
@@ -125,14 +119,13 @@ def _length(part: slice, size: int) -> int:
 def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees."""
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
-        return Bands(geometry.stride[-2], geometry.dilation[-2])
+        return Bands(geometry.stride[-2], geometry.dilation[-2], geometry.stride[-1])
     if is_pointwise(geometry):
         return Pointwise()
-    rows = geometry.kernel[-2] if geometry.ndim > 1 else 1
-    if geometry.C // geometry.groups * rows <= FEW:
-        return ChannelsOuter(interleaved=geometry.out[-1] < SHORT_LINE)
-    in_lines = geometry.stride[-1] == 1
     long = geometry.out[-1] >= LONG_LINE
+    if geometry.C // geometry.groups * math.prod(geometry.kernel[-2:]) <= FEW:
+        return Spread(interleaved=not long, kernel=geometry.kernel[-1])
+    in_lines = geometry.stride[-1] == 1
     return ChannelsInner(in_lines and not long, planes=in_lines and long)
 
 
@@ -158,8 +151,9 @@ def tiles_of(
     groups, C, F = channels_in_groups(geometry, arrangement)
     # 64 images stand for any number: one alone would count spare numbers as well.
     many = 64
-    numbers = arrangement.numbers("y", (F, many, *geometry.out), 1) + arrangement.numbers(
-        "x", (C, many, *geometry.size), geometry.stride[-1]
+    numbers = sum(
+        arrangement.numbers(name, channels, many, geometry.size, geometry.out)
+        for name, channels in (("y", F), ("x", C))
     )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
     units = int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
@@ -167,7 +161,8 @@ def tiles_of(
         return _planes_of(geometry, axes, channels, units * channels)
     chunks = -(-channels // arrangement.chunk(channels))
     total, shares = geometry.N * math.prod(axes), shares_of(geometry)
-    units = min(units, max(-(-total // -(-shares // (groups * chunks))), LEAST_SHARE))
+    split = groups * (chunks if arrangement.chunks_first else 1)
+    units = min(units, max(-(-total // -(-shares // split)), LEAST_SHARE))
     tiling = cut((geometry.N, *axes), max(units, 1))
     chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
     return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))

@@ -55,6 +55,7 @@ class Pointwise:
 
     tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 1
+    chunks_first: ClassVar[bool] = False
 
     def chunk(self, channels: int) -> int:
         return channels if channels % BLOCK else BLOCK
@@ -62,11 +63,9 @@ class Pointwise:
     def partners(self, channels: slice) -> slice:
         return slice(None)
 
-    def numbers(self, name: str, shape: Shape, stride: int) -> int:
-        c, *positions = shape
-        if name == "dout.T":
-            return math.prod(positions) * row_of(c)
-        return c * row_of(math.prod(positions))
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        positions = n * math.prod(outs)
+        return positions * row_of(c) if name == "dout.T" else c * row_of(positions)
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -77,7 +76,7 @@ class Pointwise:
         scratch: Scratch,
         name: str,
         image: Array,
-        stride: int,
+        tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
         lines = _in_place(image, dtype)
@@ -92,13 +91,10 @@ class Pointwise:
         return lines
 
     def room(
-        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
         lines = _in_place(image, dtype)
         return _new_lines(scratch, name, image.shape, dtype) if lines is None else lines
-
-    def fill(self, name: str, memory: Array, values: Array) -> None:
-        memory[...] = values[:, None, None]
 
     def store(
         self,
@@ -107,8 +103,11 @@ class Pointwise:
         name: str,
         memory: Array,
         image: Array,
-        stride: int,
+        tile: Tile,
+        b: Array | None,
     ) -> None:
+        if b is not None:
+            memory += b[:, None, None]
         if _in_place(image, memory.dtype) is None:
             move_images(blas, memory.reshape(image.shape), image)
 
@@ -136,14 +135,14 @@ class Pointwise:
             move_matrix(blas, chunk.T, filters)
 
     def forward(
-        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        _multiply(blas, x, W, y, fresh)
+        if b is not None:
+            y[...] = b[:, None, None]
+        _multiply(blas, x, W, y, fresh=b is None)
 
-    def input_grad(
-        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
-    ) -> None:
-        _multiply(blas, dout, W, dx, fresh, backward=True)
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        _multiply(blas, dout, W, dx, fresh=True, backward=True)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -198,7 +197,7 @@ def _lie_of(lines: Array) -> _Lie:
 
 
 def _multiply(
-    blas: OpenBlas, source: Array, W: Array, target: Array, fresh: bool, *, backward: bool = False
+    blas: OpenBlas, source: Array, W: Array, target: Array, *, fresh: bool, backward: bool = False
 ) -> None:
     """Add W, or backward W.T, times ``source`` to ``target``; ``fresh``, set it to that."""
     given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize

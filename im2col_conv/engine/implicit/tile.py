@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +14,17 @@ from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
-__all__ = ["KEPT", "SMALL_PRODUCT", "SPARE", "Arrangement", "Shape", "Tile", "row_of", "sums_of"]
+__all__ = [
+    "KEPT",
+    "SMALL_PRODUCT",
+    "SPARE",
+    "Arrangement",
+    "Shape",
+    "Tile",
+    "is_finite",
+    "row_of",
+    "sums_of",
+]
 
 Shape = tuple[int, ...]
 
@@ -54,6 +65,12 @@ def row_of(numbers: int) -> int:
     return row if row % 128 else row + SPARE
 
 
+def is_finite(memory: Array) -> bool:
+    """Say whether no number is infinite or NaN; may say no where numbers are huge."""
+    numbers = memory.reshape(-1)
+    return math.isfinite(np.dot(numbers, numbers))  # a third of the time of a sum
+
+
 def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
     """Return the sum of each channel of ``image[c, n, *cells]``."""
     total: Array = image.sum(axis=tuple(range(1, image.ndim)), dtype=dtype)
@@ -63,8 +80,8 @@ def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
 class Arrangement(Protocol):
     """How the numbers of a tile lie in memory, and the products that follow from it.
 
-    ``image[c, n, *cells]`` is a part of "x" or "dx", where ``stride`` is the stride of the last
-    axis, or of "y" or "dout", where it is 1; "dout.T" is dout as the products of dw read it.
+    ``image[c, n, *cells]`` is a part of "x", "dx", "y" or "dout"; "dout.T" is dout as the products
+    of dw read it.
 
     Attributes
     ----------
@@ -72,9 +89,12 @@ class Arrangement(Protocol):
         What the memory of a tile should take, as measured.
     flop_cost : int
         Times that an operation takes as long as in a large product.
+    chunks_first : bool
+        Whether work is better shared by channels than by positions.
     """
 
     tile_bytes: ClassVar[int]
+    chunks_first: ClassVar[bool]
     flop_cost: ClassVar[int]
 
     def chunk(self, channels: int) -> int:
@@ -83,8 +103,8 @@ class Arrangement(Protocol):
     def partners(self, channels: slice) -> slice:
         """Return the channels that some channels of a group's results are made from."""
 
-    def numbers(self, name: str, shape: Shape, stride: int) -> int:
-        """Return the numbers in the memory of an image of the shape (c, n, *cells)."""
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        """Return the numbers in the memory of ``name``, in a tile of so many cells and outputs."""
 
     def packing(self, shape: Shape) -> int:
         """Return the numbers of a worker that arranges weights of the shape (f, c, *tap)."""
@@ -95,18 +115,15 @@ class Arrangement(Protocol):
         scratch: Scratch,
         name: str,
         image: Array,
-        stride: int,
+        tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
         """Return memory with the numbers of ``image``, which may be the image itself."""
 
     def room(
-        self, scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
         """Return unfilled memory for ``image``, which may be the image itself."""
-
-    def fill(self, name: str, memory: Array, values: Array) -> None:
-        """Set every cell of channel c to ``values[c]``."""
 
     def store(
         self,
@@ -115,9 +132,10 @@ class Arrangement(Protocol):
         name: str,
         memory: Array,
         image: Array,
-        stride: int,
+        tile: Tile,
+        b: Array | None,
     ) -> None:
-        """Fill ``image`` with the numbers of its memory."""
+        """Fill ``image`` with the numbers of its memory, plus ``b[c]``."""
 
     def sums(self, memory: Array, image: Array) -> Array:
         """Return the sum of each channel of dout, ``image[f, n, *outs]``, which lies in memory."""
@@ -135,14 +153,12 @@ class Arrangement(Protocol):
         """Fill ``dw[f, c, *tap]``, some chunks of filters of one group, from their sums."""
 
     def forward(
-        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, *, fresh: bool
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        """Add W x to y, each in its memory; ``fresh``, set y to it."""
+        """Set y to W x, plus ``b[f]``, each in its memory."""
 
-    def input_grad(
-        self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array, *, fresh: bool
-    ) -> None:
-        """Add W.T dout to dx, each in its memory; ``fresh``, set dx to it."""
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        """Set dx to W.T dout, each in its memory."""
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         """Add dout x.T to the sums of dw."""

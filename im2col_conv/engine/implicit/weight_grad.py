@@ -75,8 +75,10 @@ def plan_weight_grad(
     chunks = Tiling((groups, blocks), (1, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
-    numbers = arrangement.numbers("dout.T", (F, n, *box), 1) + arrangement.numbers(
-        "x", (C, n, *most_cells(geometry, tuple(box))), geometry.stride[-1]
+    outs, cells = tuple(box), most_cells(geometry, tuple(box))
+    numbers = sum(
+        arrangement.numbers(name, channels, n, cells, outs)
+        for name, channels in (("dout.T", F), ("x", C))
     )
     # A sum that is the only one of its chunk belongs to the worker who makes it.
     own_bytes = sum_bytes // (groups * blocks) * chunks.cells if sums == 1 else 0
@@ -115,16 +117,14 @@ def weight_grad(
         for at in sums.tiles(number):
             step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
             given = dout[step.made]
-            douts = plan.arrangement.load(blas, scratch, "dout.T", given, 1, plan.dtype)
+            douts = plan.arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
             if db is not None:
                 sums.db[number, step.group, step.channels] += plan.arrangement.sums(douts, given)
             if total is not None:
                 lines = scratch.known("x", step.seen)
                 if lines is None:  # tasks of one tile follow each other
                     source = x[step.seen]
-                    lines = plan.arrangement.load(
-                        blas, scratch, "x", source, plan.stride, plan.dtype
-                    )
+                    lines = plan.arrangement.load(blas, scratch, "x", source, step.tile, plan.dtype)
                     scratch.know("x", step.seen, lines)
                 plan.arrangement.weight_grad(blas, step.tile, douts, lines, total)
         if total is not None:

@@ -1,0 +1,393 @@
+r"""Few channels: each tap of the last axis has a copy of the line, so that a window is one matrix.
+
+.. math:: y_{line}\,(F \times L) = W\,(F \times K) \; x_{rows}\,(K \times L), \quad
+          dx_{rows} \mathrel{+}= W^T \, dout_{line}, \quad
+          dW^T \mathrel{+}= x_{rows} \, dout_{line}^T
+
+Row (h, j, c) of a tile holds, of channel c, the cells that tap j of the last axis meets on line h
+of the axis before it, output by output. The rows of neighbouring lines follow one another, so that
+one product takes all taps of both axes: its depth K is their number times the channels. This is
+MEC's lowering along one axis (Cho and Brand, 2017). Where lines are short, the images of a tile lie
+cell by cell. dx is added up in such rows, and then tap by tap.
+
+The lines of y and dout are used where they are, if they are long; only for dw, long lines of dout
+are copied with their channels innermost, since products with a transposed right side are slow.
+Padding is stored, as zeros. Zero times infinity would be NaN: where dout is not finite, dw is made
+tap by tap of the outputs that meet a cell.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import last_to, move, move_images, span
+from im2col_conv.engine.implicit.pairs import Axis, pairs_of
+from im2col_conv.engine.implicit.tile import (
+    KEPT,
+    SMALL_PRODUCT,
+    Shape,
+    Tile,
+    is_finite,
+    row_of,
+    sums_of,
+)
+from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
+
+__all__ = ["Spread"]
+
+BLOCK = 64  # filters, and positions, of one product
+OUTPUTS = ("y", "dout", "dout.T")
+ALIASED = 4096  # bytes from row to row that put all rows in the same few sets of the cache
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The arrangement for layers with few channels.
+
+    Attributes
+    ----------
+    interleaved : bool
+        Whether the images of a tile lie cell by cell.
+    kernel : int
+        Taps of the last axis.
+    """
+
+    tile_bytes: ClassVar[int] = 2**21
+    flop_cost: ClassVar[int] = 1
+    chunks_first: ClassVar[bool] = False
+
+    interleaved: bool
+    kernel: int
+
+    def chunk(self, channels: int) -> int:
+        return channels
+
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
+
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        if name == "dout.T" and not self.interleaved:
+            return n * math.prod(outs) * row_of(c)
+        if name in OUTPUTS:
+            return c * row_of(n * math.prod(outs))
+        images = c * n * math.prod(cells) if self.interleaved else 0
+        return math.prod(self._order(c, n, cells[:-1], outs[-1])) + images
+
+    def packing(self, shape: Shape) -> int:
+        return 0
+
+    def load(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        tile: Tile,
+        dtype: np.dtype[Any],
+    ) -> Array:
+        if name == "dout.T" and not self.interleaved:
+            return _channels_inner(blas, scratch, image, dtype)
+        if name in OUTPUTS:
+            memory = self._outputs(scratch, name, image, dtype)
+            if memory is not image:
+                move_images(blas, image, self._images(memory, image.shape))
+            return memory
+        if self.interleaved:
+            copy = _images_inner(scratch, image.shape, dtype)
+            move_images(blas, image, copy)
+            image = copy
+        memory = self._rows(scratch, name, tile, dtype)
+        rows = self._by_tap(memory, tile)
+        for tap, outs, cells, paddings in _met(tile.axes[-1]):
+            rows[tap][..., outs] = image[..., cells]
+            for padding in paddings:
+                rows[tap][..., padding] = 0
+        return memory
+
+    def room(
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
+    ) -> Array:
+        if name in OUTPUTS:
+            return self._outputs(scratch, name, image, dtype)
+        return self._rows(scratch, name, tile, dtype)
+
+    def store(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        tile: Tile,
+        b: Array | None,
+    ) -> None:
+        if name in OUTPUTS:
+            if memory is not image:
+                move_images(blas, self._images(memory, image.shape), image)
+            return
+        target = _images_inner(scratch, image.shape, memory.dtype) if self.interleaved else image
+        target[...] = 0 if b is None else b.reshape(-1, *[1] * (image.ndim - 1))
+        rows = self._by_tap(memory, tile)
+        for tap, outs, cells, _ in _met(tile.axes[-1]):
+            target[..., cells] += rows[tap][..., outs]
+        if self.interleaved:
+            move_images(blas, target, image)
+
+    def sums(self, memory: Array, image: Array) -> Array:
+        return sums_of(image, memory.dtype)
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
+        """Return (g, 1, F, other taps, taps of the last axis, C)."""
+        g, F, C, *_, last = w.shape
+        rows = w.reshape(g, 1, F, C, -1, last)
+        return Made(np.ascontiguousarray(rows.transpose(0, 1, 2, 4, 5, 3), dtype))
+
+    input_grad_weights = forward_weights
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *outer, last = shape
+        return (g, 1, math.prod(outer), last, C, F)
+
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        F, C, *_, last = dw.shape
+        dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 0, 1)
+
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
+    ) -> None:
+        products = _forward(tile, self.interleaved, _steps(y), b is None)
+        if b is not None:
+            y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
+        elif not products.overwrites:
+            y[...] = 0
+        blas.run(products, W, x, span(y))
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        dx[...] = 0
+        blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, span(dout), dx)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        finite = is_finite(dout)
+        if self.interleaved:
+            blas.run(_weight_grad_by_lines(tile, _steps(dout), finite), x, span(dout), dw)
+        else:
+            blas.run(_weight_grad(tile, finite), x, dout, dw)
+
+    def _order(self, c: int, n: int, outer: Shape, outs: int) -> Shape:
+        """Return the shape of the memory of x or dx: (image, *outer, tap, c, line)."""
+        together = n if self.interleaved else 1
+        return (n // together, *outer, self.kernel, c, row_of(outs * together))
+
+    def _rows(self, scratch: Scratch, name: str, tile: Tile, dtype: np.dtype[Any]) -> Array:
+        *outer, last = tile.axes
+        cells = tuple(axis.cells for axis in outer)
+        return scratch.array(name, self._order(tile.C, tile.images, cells, last.outs), dtype)
+
+    def _by_tap(self, memory: Array, tile: Tile) -> Array:
+        """Return the view [tap, c, n, *outer, out] of the memory of x or dx."""
+        together, outs = tile.images if self.interleaved else 1, tile.axes[-1].outs
+        lines = memory[..., : outs * together]
+        lines = lines.reshape(*lines.shape[:-1], outs, together)
+        # (n // together, *outer, tap, c, outs, together)
+        tap = lines.ndim - 4
+        n, rest = (tap + 3, 0) if self.interleaved else (0, tap + 3)
+        return lines.transpose(tap, tap + 1, n, *range(1, tap), tap + 2, rest)[..., 0]
+
+    def _outputs(self, scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
+        """Return memory (f, image, *outer, line) for y or dout: the image, if it can be."""
+        f, n, *outer, last = image.shape
+        if self.interleaved:
+            return scratch.array(name, (f, 1, *outer, last * n), dtype)
+        if _has_lines(image, dtype) and (name == "y" or image.strides[0] % ALIASED):
+            return image
+        cells = math.prod(image.shape[1:])
+        return scratch.array(name, (f, row_of(cells)), dtype)[:, :cells].reshape(image.shape)
+
+    def _images(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [f, n, *outs] of the memory of y or dout."""
+        f, n, *outs = shape
+        return last_to(1, memory.reshape(f, *outs, n)) if self.interleaved else memory
+
+
+@lru_cache(maxsize=KEPT)
+def _met(axis: Axis) -> list[tuple[int, slice, slice, list[slice]]]:
+    """Return each tap, the outputs at which it meets cells, those cells, and the other outputs."""
+    lines = {tap: (out, cell, outs) for out, cell, tap, outs in axis.lines(max(axis.outs, 1))}
+    found = []
+    for tap in range(axis.kernel):
+        out, cell, outs = lines.get(tap, (0, 0, 0))
+        cells = slice(cell, cell + (outs - 1) * axis.stride + 1 if outs else cell, axis.stride)
+        others = [slice(0, out), slice(out + outs, axis.outs)]
+        others = [each for each in others if each.start < each.stop]
+        found.append((tap, slice(out, out + outs), cells, others))
+    return found
+
+
+class _Lines:
+    """The lines of a tile as operands, to be broadcast as (blocks of F, runs of taps, pieces)."""
+
+    def __init__(self, tile: Tile, interleaved: bool) -> None:
+        *outer, last = tile.axes
+        together = tile.images if interleaved else 1
+        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        self._tile, self._outer = tile, (images, *outer)
+        self._window = last.kernel * tile.C  # rows of one line
+        self._row = row_of(last.outs * together)
+        runs = pairs_of((*self._outer, Axis(1, 1, 0, 1, 1, 1)), 1, windows=True)
+        self._out, self._cell, self._tap = (n[:, None] for n in (runs.out, runs.cell, runs.tap))
+        self.depth = (runs.taps * self._window)[:, None]
+        met, first = np.unique(runs.out, return_index=True)
+        covered = len(met) == math.prod(axis.outs for axis in self._outer)
+        self.leads = (np.isin(np.arange(len(runs.out)), first) & covered)[:, None]
+        most = SMALL_PRODUCT // (int(self.depth.max(initial=1)) * min(tile.F, BLOCK))
+        piece = max(most // BLOCK, 1) * BLOCK
+        self._at = np.arange(0, last.outs * together, piece)
+        self.length = np.minimum(last.outs * together - self._at, piece)
+
+    def x(self) -> Operand:
+        """Return the cells of each run: a row for each tap and channel."""
+        return Operand(self._cell * self._window * self._row + self._at, self._row)
+
+    def y(self, f: Array, steps: Shape) -> Operand:
+        """Return the outputs of each run: a row for each filter from ``f``."""
+        return Operand(_lines_at(self._out, self._outer, steps) + f * steps[0] + self._at, steps[0])
+
+    def dout_rows(self, f: Array) -> Operand:
+        """Return the outputs of each run: a row for each of them, columns from ``f``."""
+        row = row_of(self._tile.F)
+        return Operand((self._out * self._tile.axes[-1].outs + self._at) * row + f, row)
+
+    def weights(self, f: Array) -> Operand:
+        """Return each run's matrix in weights (F, other taps, last taps, C)."""
+        row = self._tile.taps * self._tile.C
+        return Operand(f * row + self._tap * self._window, row)
+
+    def weight_sums(self, f: Array) -> Operand:
+        """Return each run's matrix in sums (other taps, last taps, C, F)."""
+        F = self._tile.F
+        return Operand(self._tap * self._window * F + f, F)
+
+
+class _Taps:
+    """The same, of single taps and the outputs at which they meet a cell."""
+
+    def __init__(self, tile: Tile, interleaved: bool) -> None:
+        *outer, last = tile.axes
+        self._together = together = tile.images if interleaved else 1
+        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        self._tile, self._outer = tile, (images, *outer)
+        self._row = row_of(last.outs * together)
+        self._pairs = pairs = pairs_of((*self._outer, last), max(last.outs, 1))
+        self.depth, self.length = tile.C, pairs.length * together
+        self._tap = pairs.tap * last.kernel + pairs.last_tap
+
+    def x(self) -> Operand:
+        pairs, last = self._pairs, self._tile.axes[-1]
+        first = (pairs.cell * last.kernel + pairs.last_tap) * self._tile.C * self._row
+        return Operand(first + pairs.at * self._together, self._row)
+
+    def y(self, f: Array, steps: Shape) -> Operand:
+        lines = _lines_at(self._pairs.out, self._outer, steps)
+        return Operand(lines + f * steps[0] + self._pairs.at * self._together, steps[0])
+
+    def dout_rows(self, f: Array) -> Operand:
+        row, outs = row_of(self._tile.F), self._tile.axes[-1].outs
+        return Operand((self._pairs.out * outs + self._pairs.at) * row + f, row)
+
+    def weight_sums(self, f: Array) -> Operand:
+        F = self._tile.F
+        return Operand(self._tap * self._tile.C * F + f, F)
+
+
+def _lines_at(out: Array, axes: tuple[Axis, ...], steps: Shape) -> Array:
+    """Return where lines of outputs begin, of which axis i is ``steps[1 + i]`` numbers apart."""
+    at = np.unravel_index(out, [axis.outs for axis in axes])
+    begin: Array = sum(
+        (index * step for index, step in zip(at, steps[1:], strict=True)), np.zeros_like(out)
+    )
+    return begin
+
+
+@lru_cache(maxsize=KEPT)
+def _forward(tile: Tile, interleaved: bool, steps: Shape, fresh: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F, 3)
+    # y line (F, L) += W (F, K) @ x rows (K, L)
+    W, x, y = lines.weights(f), lines.x(), lines.y(f, steps)
+    return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads & fresh)
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad(tile: Tile, interleaved: bool, steps: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F, 3)
+    # dx rows (K, L) += W.T (K, F) @ dout line (F, L)
+    W, dout = lines.weights(f), lines.y(f, steps)
+    return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="a")
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile, finite: bool) -> Products:
+    lines = _Lines(tile, interleaved=False) if finite else _Taps(tile, interleaved=False)
+    f, F = _blocks(tile.F, 3 if finite else 2)
+    # dW.T (K, F) += x rows (K, L) @ dout (L, F)
+    x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW)
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad_by_lines(tile: Tile, steps: Shape, finite: bool) -> Products:
+    lines = _Lines(tile, interleaved=True) if finite else _Taps(tile, interleaved=True)
+    f, F = _blocks(tile.F, 3 if finite else 2)
+    # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
+    x, dout, dW = lines.x(), lines.y(f, steps), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")
+
+
+def _blocks(filters: int, axes: int) -> tuple[Array, Array]:
+    """Return first and how many of each block of filters, along the first of some axes."""
+    first = np.arange(0, filters, BLOCK).reshape(-1, *[1] * (axes - 1))
+    return first, np.minimum(filters - first, BLOCK)
+
+
+def _images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Return a view [c, n, *cells] of memory in which n is innermost."""
+    c, n, *cells = shape
+    return last_to(1, scratch.array("images", (c, *cells, n), dtype))
+
+
+def _channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
+    f, *positions = image.shape
+    memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
+    move(blas, image, last_to(0, memory[..., :f]))
+    return memory
+
+
+def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:
+    """Say whether products can read the lines of ``image[f, n, *outs]``, and not only a copy."""
+    *outer, item = image.strides
+    line = image.shape[-1] * dtype.itemsize
+    return (
+        image.dtype == dtype
+        and image.flags.aligned
+        and (item == dtype.itemsize or image.shape[-1] == 1)
+        and all(
+            size == 1 or (step >= line and step % dtype.itemsize == 0)
+            for size, step in zip(image.shape[:-1], outer, strict=True)
+        )
+    )
+
+
+def _steps(memory: Array) -> Shape:
+    """Return the numbers from one line to the next, along each axis but the last."""
+    line = memory.shape[-1]
+    return tuple(max(step // memory.itemsize, line) for step in memory.strides[:-1])
