@@ -9,9 +9,10 @@ import im2col_conv as ic
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
-from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
+from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -32,9 +33,14 @@ LAYERS = [
     ((1, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
     ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
     ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, Spread),
-    ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, Spread),
+    ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, ChannelsOuter),
     ((2, 8, 6, 7, 40), (6, 4, 2, 3, 3), {"groups": 2, "dilation": (1, 2, 1)}, Spread),
     ((2, 5, 33), (7, 5, 4), {"stride": 3, "padding": ((2, 1),)}, Spread),
+    ((2, 1, 170), (70, 1, 9), {"padding": 4}, Spread),  # pieces of a line, blocks of filters
+    ((3, 3, 8, 41), (66, 3, 3, 5), {"padding": (2, 9), "dilation": (2, 1)}, Spread),
+    ((2, 3, 5, 6, 31), (9, 3, 2, 3, 3), {"padding": (1, 1, 4), "stride": (1, 2, 2)}, Spread),
+    ((2, 9, 13, 40), (70, 9, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
+    ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
     ((2, 6, 8, 21), (6, 1, 3, 3), {"groups": 6, "stride": (1, 2), "padding": 3}, Bands),

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
+
+from im2col_conv.engine.processors import others
 
 __all__ = ["Help", "ask"]
 
@@ -71,6 +74,7 @@ def ask(work: Callable[[], None]) -> Help | None:
         if new is None:
             return None
         helper = new
+    helper.go_to(others())
     return Help(work, helper)
 
 
@@ -80,6 +84,14 @@ class _Helper(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="im2col_conv", daemon=True)
         self.given: SimpleQueue[Help] = SimpleQueue()
+        self._processors: Set[int] = frozenset()
+
+    def go_to(self, processors: Set[int]) -> None:
+        """Use these processors from now on; as before, if there are none or the system refuses."""
+        if processors and processors != self._processors and self.native_id is not None:
+            with suppress(OSError):
+                os.sched_setaffinity(self.native_id, processors)
+                self._processors = processors
 
     def run(self) -> None:
         while True:

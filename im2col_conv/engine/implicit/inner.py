@@ -54,7 +54,7 @@ class ChannelsInner:
         Whether x, and dout for dx, lie channel by channel: lines are read as they were given.
     """
 
-    tile_bytes: ClassVar[int] = 2**21
+    tile_bytes: ClassVar[int] = 2**20
     flop_cost: ClassVar[int] = 1
     chunks_first: ClassVar[bool] = True
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
+from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
@@ -38,7 +39,8 @@ __all__ = [
 # Measured: docs/performance.md.
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
-FEW = 200  # rows of a window
+FEW = 200  # channels times taps of the last two axes
+DEEP = 16  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
 
@@ -123,9 +125,12 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     if is_pointwise(geometry):
         return Pointwise()
     long = geometry.out[-1] >= LONG_LINE
-    if geometry.C // geometry.groups * math.prod(geometry.kernel[-2:]) <= FEW:
-        return Spread(interleaved=not long, kernel=geometry.kernel[-1])
     in_lines = geometry.stride[-1] == 1
+    rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
+    if rows * geometry.kernel[-1] <= FEW:
+        if in_lines and rows >= DEEP:
+            return ChannelsOuter(interleaved=not long)
+        return Spread(interleaved=not long, kernel=geometry.kernel[-1])
     return ChannelsInner(in_lines and not long, planes=in_lines and long)
 
 
@@ -207,7 +212,9 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 
 def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    return max(1, min(SHARES, int(work_of(geometry) // LEAST_WORK)))
+    work = work_of(geometry)
+    least = 2 if work >= ImplicitPlan.least_shared else 1
+    return max(least, min(SHARES, int(work // LEAST_WORK)))
 
 
 def work_of(geometry: ConvGeometry) -> int:

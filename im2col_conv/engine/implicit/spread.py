@@ -26,7 +26,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.moves import last_to, move, move_images, span
+from im2col_conv.engine.implicit.lines import (
+    BLOCK,
+    OUTPUTS,
+    blocks,
+    images_inner,
+    lines_at,
+    load_outputs,
+    output_numbers,
+    room_for_outputs,
+    steps,
+    store_outputs,
+)
+from im2col_conv.engine.implicit.moves import move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
@@ -44,10 +56,6 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
 __all__ = ["Spread"]
-
-BLOCK = 64  # filters, and positions, of one product
-OUTPUTS = ("y", "dout", "dout.T")
-ALIASED = 4096  # bytes from row to row that put all rows in the same few sets of the cache
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,8 @@ class Spread:
         return slice(None)
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
-        if name == "dout.T" and not self.interleaved:
-            return n * math.prod(outs) * row_of(c)
         if name in OUTPUTS:
-            return c * row_of(n * math.prod(outs))
+            return output_numbers(name, self.interleaved, c, n, outs)
         images = c * n * math.prod(cells) if self.interleaved else 0
         return math.prod(self._order(c, n, cells[:-1], outs[-1])) + images
 
@@ -95,15 +101,10 @@ class Spread:
         tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
-        if name == "dout.T" and not self.interleaved:
-            return _channels_inner(blas, scratch, image, dtype)
         if name in OUTPUTS:
-            memory = self._outputs(scratch, name, image, dtype)
-            if memory is not image:
-                move_images(blas, image, self._images(memory, image.shape))
-            return memory
+            return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
         if self.interleaved:
-            copy = _images_inner(scratch, image.shape, dtype)
+            copy = images_inner(scratch, image.shape, dtype)
             move_images(blas, image, copy)
             image = copy
         memory = self._rows(scratch, name, tile, dtype)
@@ -118,7 +119,7 @@ class Spread:
         self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
         if name in OUTPUTS:
-            return self._outputs(scratch, name, image, dtype)
+            return room_for_outputs(scratch, name, self.interleaved, image, dtype)
         return self._rows(scratch, name, tile, dtype)
 
     def store(
@@ -132,10 +133,9 @@ class Spread:
         b: Array | None,
     ) -> None:
         if name in OUTPUTS:
-            if memory is not image:
-                move_images(blas, self._images(memory, image.shape), image)
+            store_outputs(blas, self.interleaved, memory, image)
             return
-        target = _images_inner(scratch, image.shape, memory.dtype) if self.interleaved else image
+        target = images_inner(scratch, image.shape, memory.dtype) if self.interleaved else image
         target[...] = 0 if b is None else b.reshape(-1, *[1] * (image.ndim - 1))
         rows = self._by_tap(memory, tile)
         for tap, outs, cells, _ in _met(tile.axes[-1]):
@@ -165,7 +165,7 @@ class Spread:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        products = _forward(tile, self.interleaved, _steps(y), b is None)
+        products = _forward(tile, self.interleaved, steps(y), b is None)
         if b is not None:
             y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
         elif not products.overwrites:
@@ -174,12 +174,12 @@ class Spread:
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
-        blas.run(_input_grad(tile, self.interleaved, _steps(dout)), W, span(dout), dx)
+        blas.run(_input_grad(tile, self.interleaved, steps(dout)), W, span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         finite = is_finite(dout)
         if self.interleaved:
-            blas.run(_weight_grad_by_lines(tile, _steps(dout), finite), x, span(dout), dw)
+            blas.run(_weight_grad_by_lines(tile, steps(dout), finite), x, span(dout), dw)
         else:
             blas.run(_weight_grad(tile, finite), x, dout, dw)
 
@@ -202,21 +202,6 @@ class Spread:
         tap = lines.ndim - 4
         n, rest = (tap + 3, 0) if self.interleaved else (0, tap + 3)
         return lines.transpose(tap, tap + 1, n, *range(1, tap), tap + 2, rest)[..., 0]
-
-    def _outputs(self, scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
-        """Return memory (f, image, *outer, line) for y or dout: the image, if it can be."""
-        f, n, *outer, last = image.shape
-        if self.interleaved:
-            return scratch.array(name, (f, 1, *outer, last * n), dtype)
-        if _has_lines(image, dtype) and (name == "y" or image.strides[0] % ALIASED):
-            return image
-        cells = math.prod(image.shape[1:])
-        return scratch.array(name, (f, row_of(cells)), dtype)[:, :cells].reshape(image.shape)
-
-    def _images(self, memory: Array, shape: Shape) -> Array:
-        """Return the view [f, n, *outs] of the memory of y or dout."""
-        f, n, *outs = shape
-        return last_to(1, memory.reshape(f, *outs, n)) if self.interleaved else memory
 
 
 @lru_cache(maxsize=KEPT)
@@ -258,9 +243,9 @@ class _Lines:
         """Return the cells of each run: a row for each tap and channel."""
         return Operand(self._cell * self._window * self._row + self._at, self._row)
 
-    def y(self, f: Array, steps: Shape) -> Operand:
+    def y(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each run: a row for each filter from ``f``."""
-        return Operand(_lines_at(self._out, self._outer, steps) + f * steps[0] + self._at, steps[0])
+        return Operand(lines_at(self._out, self._outer, apart) + f * apart[0] + self._at, apart[0])
 
     def dout_rows(self, f: Array) -> Operand:
         """Return the outputs of each run: a row for each of them, columns from ``f``."""
@@ -296,9 +281,9 @@ class _Taps:
         first = (pairs.cell * last.kernel + pairs.last_tap) * self._tile.C * self._row
         return Operand(first + pairs.at * self._together, self._row)
 
-    def y(self, f: Array, steps: Shape) -> Operand:
-        lines = _lines_at(self._pairs.out, self._outer, steps)
-        return Operand(lines + f * steps[0] + self._pairs.at * self._together, steps[0])
+    def y(self, f: Array, apart: Shape) -> Operand:
+        lines = lines_at(self._pairs.out, self._outer, apart)
+        return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
 
     def dout_rows(self, f: Array) -> Operand:
         row, outs = row_of(self._tile.F), self._tile.axes[-1].outs
@@ -309,85 +294,35 @@ class _Taps:
         return Operand(self._tap * self._tile.C * F + f, F)
 
 
-def _lines_at(out: Array, axes: tuple[Axis, ...], steps: Shape) -> Array:
-    """Return where lines of outputs begin, of which axis i is ``steps[1 + i]`` numbers apart."""
-    at = np.unravel_index(out, [axis.outs for axis in axes])
-    begin: Array = sum(
-        (index * step for index, step in zip(at, steps[1:], strict=True)), np.zeros_like(out)
-    )
-    return begin
-
-
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, interleaved: bool, steps: Shape, fresh: bool) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F, 3)
+def _forward(tile: Tile, interleaved: bool, apart: Shape, fresh: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 3)
     # y line (F, L) += W (F, K) @ x rows (K, L)
-    W, x, y = lines.weights(f), lines.x(), lines.y(f, steps)
+    W, x, y = lines.weights(f), lines.x(), lines.y(f, apart)
     return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads & fresh)
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, interleaved: bool, steps: Shape) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), _blocks(tile.F, 3)
+def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 3)
     # dx rows (K, L) += W.T (K, F) @ dout line (F, L)
-    W, dout = lines.weights(f), lines.y(f, steps)
+    W, dout = lines.weights(f), lines.y(f, apart)
     return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="a")
 
 
 @lru_cache(maxsize=KEPT)
 def _weight_grad(tile: Tile, finite: bool) -> Products:
     lines = _Lines(tile, interleaved=False) if finite else _Taps(tile, interleaved=False)
-    f, F = _blocks(tile.F, 3 if finite else 2)
+    f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout (L, F)
     x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
     return Products(lines.depth, F, lines.length, x, dout, dW)
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad_by_lines(tile: Tile, steps: Shape, finite: bool) -> Products:
+def _weight_grad_by_lines(tile: Tile, apart: Shape, finite: bool) -> Products:
     lines = _Lines(tile, interleaved=True) if finite else _Taps(tile, interleaved=True)
-    f, F = _blocks(tile.F, 3 if finite else 2)
+    f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
-    x, dout, dW = lines.x(), lines.y(f, steps), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_sums(f)
     return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")
-
-
-def _blocks(filters: int, axes: int) -> tuple[Array, Array]:
-    """Return first and how many of each block of filters, along the first of some axes."""
-    first = np.arange(0, filters, BLOCK).reshape(-1, *[1] * (axes - 1))
-    return first, np.minimum(filters - first, BLOCK)
-
-
-def _images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
-    """Return a view [c, n, *cells] of memory in which n is innermost."""
-    c, n, *cells = shape
-    return last_to(1, scratch.array("images", (c, *cells, n), dtype))
-
-
-def _channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
-    f, *positions = image.shape
-    memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
-    move(blas, image, last_to(0, memory[..., :f]))
-    return memory
-
-
-def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:
-    """Say whether products can read the lines of ``image[f, n, *outs]``, and not only a copy."""
-    *outer, item = image.strides
-    line = image.shape[-1] * dtype.itemsize
-    return (
-        image.dtype == dtype
-        and image.flags.aligned
-        and (item == dtype.itemsize or image.shape[-1] == 1)
-        and all(
-            size == 1 or (step >= line and step % dtype.itemsize == 0)
-            for size, step in zip(image.shape[:-1], outer, strict=True)
-        )
-    )
-
-
-def _steps(memory: Array) -> Shape:
-    """Return the numbers from one line to the next, along each axis but the last."""
-    line = memory.shape[-1]
-    return tuple(max(step // memory.itemsize, line) for step in memory.strides[:-1])

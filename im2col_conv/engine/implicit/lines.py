@@ -1,0 +1,130 @@
+"""Where the lines of y and dout lie: in the image itself, or in a copy of which lines are rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import last_to, move, move_images
+from im2col_conv.engine.implicit.pairs import Axis
+from im2col_conv.engine.implicit.tile import Shape, row_of
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.workers import Scratch
+
+__all__ = [
+    "BLOCK",
+    "OUTPUTS",
+    "blocks",
+    "channels_inner",
+    "images_inner",
+    "lines_at",
+    "load_outputs",
+    "output_numbers",
+    "room_for_outputs",
+    "steps",
+    "store_outputs",
+]
+
+BLOCK = 64  # filters, or positions, of one product
+OUTPUTS = ("y", "dout", "dout.T")
+ALIASED = 4096  # bytes from row to row that put all rows in the same few sets of the cache
+
+
+def output_numbers(name: str, interleaved: bool, f: int, n: int, outs: Shape) -> int:
+    """Return the numbers in the memory of y, dout or dout.T."""
+    if name == "dout.T" and not interleaved:
+        return n * math.prod(outs) * row_of(f)
+    return f * row_of(n * math.prod(outs))
+
+
+def room_for_outputs(
+    scratch: Scratch, name: str, interleaved: bool, image: Array, dtype: np.dtype[Any]
+) -> Array:
+    """Return memory (f, image, *outer, line) for y or dout: the image, if it can be."""
+    f, n, *outer, last = image.shape
+    if interleaved:
+        return scratch.array(name, (f, 1, *outer, last * n), dtype)
+    if _has_lines(image, dtype) and (name == "y" or image.strides[0] % ALIASED):
+        return image
+    cells = math.prod(image.shape[1:])
+    return scratch.array(name, (f, row_of(cells)), dtype)[:, :cells].reshape(image.shape)
+
+
+def load_outputs(
+    blas: OpenBlas,
+    scratch: Scratch,
+    name: str,
+    interleaved: bool,
+    image: Array,
+    dtype: np.dtype[Any],
+) -> Array:
+    """Return memory with the numbers of dout, or of dout.T with its channels innermost."""
+    if name == "dout.T" and not interleaved:
+        return channels_inner(blas, scratch, image, dtype)
+    memory = room_for_outputs(scratch, name, interleaved, image, dtype)
+    store_outputs(blas, interleaved, memory, image, back=True)
+    return memory
+
+
+def store_outputs(
+    blas: OpenBlas, interleaved: bool, memory: Array, image: Array, *, back: bool = False
+) -> None:
+    """Fill ``image`` with the numbers of its memory, or ``back``; nothing if they are the same."""
+    if memory is image:
+        return
+    f, n, *outs = image.shape
+    images = last_to(1, memory.reshape(f, *outs, n)) if interleaved else memory
+    move_images(blas, *((image, images) if back else (images, image)))
+
+
+def images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Return a view [c, n, *cells] of memory in which n is innermost."""
+    c, n, *cells = shape
+    return last_to(1, scratch.array("images", (c, *cells, n), dtype))
+
+
+def channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
+    f, *positions = image.shape
+    memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
+    move(blas, image, last_to(0, memory[..., :f]))
+    return memory
+
+
+def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:
+    """Say whether products can read the lines of ``image[f, n, *outs]``, and not only a copy."""
+    *outer, item = image.strides
+    line = image.shape[-1] * dtype.itemsize
+    return (
+        image.dtype == dtype
+        and image.flags.aligned
+        and (item == dtype.itemsize or image.shape[-1] == 1)
+        and all(
+            size == 1 or (step >= line and step % dtype.itemsize == 0)
+            for size, step in zip(image.shape[:-1], outer, strict=True)
+        )
+    )
+
+
+def steps(memory: Array) -> Shape:
+    """Return the numbers from one line to the next, along each axis but the last."""
+    line = memory.shape[-1]
+    return tuple(max(step // memory.itemsize, line) for step in memory.strides[:-1])
+
+
+def lines_at(out: Array, axes: tuple[Axis, ...], apart: Shape) -> Array:
+    """Return where lines of outputs begin, of which axis i is ``apart[1 + i]`` numbers apart."""
+    at = np.unravel_index(out, [axis.outs for axis in axes])
+    begin: Array = sum(
+        (index * step for index, step in zip(at, apart[1:], strict=True)), np.zeros_like(out)
+    )
+    return begin
+
+
+def blocks(filters: int, axes: int) -> tuple[Array, Array]:
+    """Return first and how many of each block of filters, along the first of some axes."""
+    first = np.arange(0, filters, BLOCK).reshape(-1, *[1] * (axes - 1))
+    return first, np.minimum(filters - first, BLOCK)

@@ -1,0 +1,256 @@
+r"""Channels before the last axis: a line of cells lies under the line of the next channel.
+
+.. math:: y_{line}\,(F \times L) \mathrel{+}= W_t\,(F \times rC) \; x_{lines}\,(rC \times L), \quad
+          dx_{lines} \mathrel{+}= W_t^T \, dout_{line}, \quad
+          dW_t^T \mathrel{+}= x_{lines} \, dout_{line}^T
+
+for each tap t of the last axis, along which the stride is 1, where r taps of the axis before it,
+which meet neighbouring lines, are one matrix: this makes products of few channels deep enough to
+pay. Where lines are short, the images of a tile lie cell by cell.
+
+x and dx are copied to lie so. The lines of y and dout are used where they are, if they are long;
+only for dw, long lines of dout are copied with their channels innermost, since products with a
+transposed right side are slow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.lines import (
+    BLOCK,
+    OUTPUTS,
+    blocks,
+    lines_at,
+    load_outputs,
+    output_numbers,
+    room_for_outputs,
+    steps,
+    store_outputs,
+)
+from im2col_conv.engine.implicit.moves import move_images, span
+from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.workers import Scratch
+from im2col_conv.prepared import Room
+
+__all__ = ["ChannelsOuter"]
+
+
+@dataclass(frozen=True)
+class ChannelsOuter:
+    """The arrangement for layers with few channels whose lines lie side by side."""
+
+    tile_bytes: ClassVar[int] = 2**22
+    flop_cost: ClassVar[int] = 1
+    chunks_first: ClassVar[bool] = False
+
+    interleaved: bool
+
+    def chunk(self, channels: int) -> int:
+        return channels
+
+    def partners(self, channels: slice) -> slice:
+        return slice(None)
+
+    def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        if name in OUTPUTS:
+            return output_numbers(name, self.interleaved, c, n, outs)
+        return math.prod(self._order((c, n, *cells)))
+
+    def packing(self, shape: Shape) -> int:
+        return 0
+
+    def load(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        image: Array,
+        tile: Tile,
+        dtype: np.dtype[Any],
+    ) -> Array:
+        if name in OUTPUTS:
+            return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
+        memory = scratch.array(name, self._order(image.shape), dtype)
+        view = self._view(memory, image.shape)
+        if self.interleaved:
+            move_images(blas, image, view)
+        else:
+            view[...] = image
+        return memory
+
+    def room(
+        self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
+    ) -> Array:
+        if name in OUTPUTS:
+            return room_for_outputs(scratch, name, self.interleaved, image, dtype)
+        return scratch.array(name, self._order(image.shape), dtype)
+
+    def store(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        name: str,
+        memory: Array,
+        image: Array,
+        tile: Tile,
+        b: Array | None,
+    ) -> None:
+        if name in OUTPUTS:
+            store_outputs(blas, self.interleaved, memory, image)
+            return
+        if b is not None:
+            memory += b[:, None]
+        view = self._view(memory, image.shape)
+        if self.interleaved:
+            move_images(blas, view, image)
+        else:
+            image[...] = view
+
+    def sums(self, memory: Array, image: Array) -> Array:
+        return sums_of(image, memory.dtype)
+
+    def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
+        """Return (g, 1, taps of the last axis, F, other taps, C)."""
+        g, F, C, *_, last = w.shape
+        rows = w.reshape(g, 1, F, C, -1, last)
+        return Made(np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype))
+
+    input_grad_weights = forward_weights
+
+    def weight_sums(self, shape: Shape) -> Shape:
+        g, F, C, *outer, last = shape
+        return (g, 1, last, math.prod(outer), C, F)
+
+    def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
+        F, C, *_, last = dw.shape
+        dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 1, 0)
+
+    def forward(
+        self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
+    ) -> None:
+        products = _forward(tile, self.interleaved, steps(y), b is None)
+        if b is not None:
+            y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
+        elif not products.overwrites:
+            y[...] = 0
+        blas.run(products, W, x, span(y))
+
+    def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        dx[...] = 0
+        blas.run(_input_grad(tile, self.interleaved, steps(dout)), W, span(dout), dx)
+
+    def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
+        if self.interleaved:
+            blas.run(_weight_grad_by_lines(tile, steps(dout)), x, span(dout), dw)
+        else:
+            blas.run(_weight_grad(tile), x, dout, dw)
+
+    def _order(self, shape: Shape) -> Shape:
+        """Return the shape of the memory of x or dx: (image, *outer, c, line)."""
+        c, n, *outer, last = shape
+        together = n if self.interleaved else 1
+        return (n // together, *outer, c, row_of(last * together))
+
+    def _view(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [c, n, *cells] of the memory of x or dx."""
+        _, n, *_, last = shape
+        together = n if self.interleaved else 1
+        lines = memory[..., : last * together].reshape(*memory.shape[:-1], last, together)
+        # (n // together, *outer, c, last, together)
+        c = lines.ndim - 3
+        n, rest = (c + 2, 0) if self.interleaved else (0, c + 2)
+        view: Array = lines.transpose(c, n, *range(1, c), c + 1, rest)[..., 0]
+        return view
+
+
+class _Lines:
+    """The lines of a tile as operands, to be broadcast as (blocks of F, pairs)."""
+
+    def __init__(self, tile: Tile, interleaved: bool, *, fresh: bool = False) -> None:
+        last = tile.axes[-1]
+        self._tile = tile
+        self._together = together = tile.images if interleaved else 1
+        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        depth = tile.C * tile.axes[-2].kernel if len(tile.axes) > 1 else tile.C
+        longest = SMALL_PRODUCT // (depth * min(tile.F, BLOCK) * together)
+        axes = (images, *tile.axes)
+        pairs = pairs_of(axes, max(longest, 1), windows=True)
+        led = leaders_first(axes, pairs, "outs") if fresh else None
+        self._pairs, self.leads = led or (pairs, np.zeros(len(pairs.out), bool))
+        pairs = self._pairs
+        self.length = pairs.length * together
+        self.depth = pairs.taps * tile.C
+        self._outer = (images, *tile.axes[:-1])
+        self._outer_taps = tile.taps // last.kernel
+
+    def x(self) -> Operand:
+        """Return the cells of each pair: a row for each tap and channel."""
+        row = row_of(self._tile.axes[-1].cells * self._together)
+        first = self._pairs.cell * self._tile.C * row
+        return Operand(first + self._pairs.last_cell * self._together, row)
+
+    def y(self, f: Array, apart: Shape) -> Operand:
+        """Return the outputs of each pair: a row for each filter from ``f``."""
+        lines = lines_at(self._pairs.out, self._outer, apart)
+        return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
+
+    def dout_rows(self, f: Array) -> Operand:
+        """Return the outputs of each pair: a row for each of them, columns from ``f``."""
+        row = row_of(self._tile.F)
+        outs = self._pairs.out * self._tile.axes[-1].outs + self._pairs.at
+        return Operand(outs * row + f, row)
+
+    def weights(self, f: Array) -> Operand:
+        """Return each pair's matrix in weights (last taps, F, other taps, C)."""
+        row = self._outer_taps * self._tile.C
+        first = (self._pairs.last_tap * self._tile.F + f) * row
+        return Operand(first + self._pairs.tap * self._tile.C, row)
+
+    def weight_sums(self, f: Array) -> Operand:
+        """Return each pair's matrix in sums (last taps, other taps, C, F)."""
+        F, C = self._tile.F, self._tile.C
+        lines = (self._pairs.last_tap * self._outer_taps + self._pairs.tap) * C
+        return Operand(lines * F + f, F)
+
+
+@lru_cache(maxsize=KEPT)
+def _forward(tile: Tile, interleaved: bool, apart: Shape, fresh: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved, fresh=fresh), blocks(tile.F, 2)
+    # y line (F, L) += W (F, rC) @ x lines (rC, L)
+    W, x, y = lines.weights(f), lines.x(), lines.y(f, apart)
+    return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads)
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 2)
+    # dx lines (rC, L) += W.T (rC, F) @ dout line (F, L)
+    W, dout = lines.weights(f), lines.y(f, apart)
+    return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="a")
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 2)
+    # dW.T (rC, F) += x lines (rC, L) @ dout (L, F)
+    x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW)
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad_by_lines(tile: Tile, apart: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=True), blocks(tile.F, 2)
+    # dW.T (rC, F) += x lines (rC, L) @ dout line.T (L, F)
+    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_sums(f)
+    return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")
