@@ -56,14 +56,14 @@ def test_it_stands_for_its_array():
 def test_a_form_is_made_once_for_each_key():
     prepared, calls = prepare(weights()), []
 
-    def make(array):
+    def make(array, room):
         calls.append(array)
         return array * 2
 
-    first = prepared.form(("double", 2), make)
-    assert prepared.form(("double", 2), make) is first
+    first = prepared.form(("double", 2), make, np.empty)
+    assert prepared.form(("double", 2), make, np.empty) is first
     assert not first.flags.writeable
-    prepared.form(("double", 3), make)
+    prepared.form(("double", 3), make, np.empty)
     assert len(calls) == 2
     assert all(array is prepared.array for array in calls)
 
@@ -71,20 +71,20 @@ def test_a_form_is_made_once_for_each_key():
 def test_a_form_that_failed_is_tried_again():
     prepared = prepare(weights())
     with pytest.raises(ZeroDivisionError):
-        prepared.form("key", lambda array: 1 // 0)
-    assert prepared.form("key", np.copy).shape == prepared.shape
+        prepared.form("key", lambda array, room: 1 // 0, np.empty)
+    assert prepared.form("key", lambda array, room: array.copy(), np.empty).shape == prepared.shape
 
 
 def test_many_threads_make_a_form_once():
     prepared, meet, calls, found = prepare(weights()), threading.Barrier(8), [], []
 
-    def make(array):
+    def make(array, room):
         calls.append(1)
         return array + 1
 
     def ask():
         meet.wait(10)
-        found.append(prepared.form("key", make))
+        found.append(prepared.form("key", make, np.empty))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -98,14 +98,14 @@ def test_many_threads_make_a_form_once():
 def test_the_repr_says_what_is_kept():
     prepared = prepare(weights())
     assert repr(prepared) == "<PreparedWeights (4, 3, 3, 2) float32, 0 forms in 0.0 MiB>"
-    prepared.form("key", lambda array: np.zeros(2**18, np.float32))
+    prepared.form("key", lambda array, room: np.zeros(2**18, np.float32), np.empty)
     assert repr(prepared) == "<PreparedWeights (4, 3, 3, 2) float32, 1 form in 1.0 MiB>"
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickled])
 def test_copies_begin_without_forms(again):
     prepared = prepare(weights())
-    prepared.form("key", np.copy)
+    prepared.form("key", lambda array, room: array.copy(), np.empty)
     other = again(prepared)
     assert isinstance(other, PreparedWeights)
     assert "0 forms" in repr(other)

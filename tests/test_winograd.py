@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import im2col_conv as ic
+from im2col_conv.engine.jobs import Job, run_jobs
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.plan import scratch_bytes
 from im2col_conv.engine.winograd import plan as plans
 from im2col_conv.engine.winograd.forward import forward
 from im2col_conv.engine.winograd.transforms import arrays_for, transform_for
-from im2col_conv.engine.winograd.weights import transform
+from im2col_conv.engine.workers import drop_scratch
+from im2col_conv.prepared import PlainWeights
 
 from .strategies import integers_like
 
@@ -42,10 +44,14 @@ def winograd(
 ):
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, **keywords)
     plan = plan_of(geometry, dtype or x.dtype, tile, workspace)
-    U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype, Scratch().array)
     y = np.full(geometry.y_shape, np.nan, plan.dtype) if y is None else y
-    forward(plan, BLAS, x, U, b, y, workers, workspace)
+    run(plan, x, w, b, y, workers, workspace)
     return y
+
+
+def run(plan, x, w, b, y, workers, workspace):
+    job = Job(plan, lambda shared: forward(plan, BLAS, shared, x, PlainWeights(w), b, y))
+    run_jobs([job], workers, workspace)
 
 
 def bound(x, w, b, tile, dtype, **keywords):
@@ -308,8 +314,8 @@ def test_memory_stays_inside_what_the_plan_says(layer, workers, workspace):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        U = transform(BLAS, w, geometry.groups, plan.tile, plan.dtype, Scratch().array)
-        forward(plan, BLAS, x, U, b, y, workers, workspace)
+        drop_scratch()
+        run(plan, x, w, b, y, workers, workspace)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()

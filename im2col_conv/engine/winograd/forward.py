@@ -6,10 +6,12 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.implicit.tile import row_of
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.products import Products
 from im2col_conv.engine.winograd.plan import WinogradPlan, plan_forward
-from im2col_conv.engine.winograd.stages import row_length, sizes_of, stages_of
+from im2col_conv.engine.winograd.stages import sizes_of, stages_of
 from im2col_conv.engine.winograd.transforms import arrays_for
 from im2col_conv.engine.winograd.weights import transform
 from im2col_conv.engine.workers import Scratch
@@ -47,10 +49,10 @@ def forward(
         stages, sizes = stages_of(chunk), sizes_of(chunk)
         one, other = (scratch.array(name, (plan.numbers,), plan.dtype) for name in ("one", "other"))
         move(blas, source, _image(one, source.shape))
-        blas.run(stages.columns, B_T, one, _zeros(other, sizes.columns))
-        blas.run(stages.rows, B_T, other, _zeros(one, sizes.rows))
-        blas.run(stages.multiply, one, U[g, place.part], _zeros(other, sizes.products))
-        blas.run(stages.back_rows, A_T, other, _zeros(one, sizes.back_rows))
+        blas.run(stages.columns, B_T, one, _cleared(other, stages.columns, sizes.columns))
+        blas.run(stages.rows, B_T, other, _cleared(one, stages.rows, sizes.rows))
+        blas.run(stages.multiply, one, U[g, place.part], other)
+        blas.run(stages.back_rows, A_T, other, one)
         sums = _image(other, target.shape)
         sums[...] = bias[g, f].reshape(-1, 1, 1, 1)
         blas.run(stages.back_columns, A_T, one, other)
@@ -59,15 +61,16 @@ def forward(
     return Work(fill)
 
 
-def _zeros(memory: Array, numbers: int) -> Array:
-    """Return ``memory`` with so many zeros at its start: products add to what they find."""
-    memory[:numbers] = 0
+def _cleared(memory: Array, products: Products, numbers: int) -> Array:
+    """Return ``memory``, cleared if the products leave out what no cell goes into."""
+    if not products.overwrites:
+        memory[:numbers] = 0
     return memory
 
 
 def _image(memory: Array, shape: tuple[int, ...]) -> Array:
     """Return a view [c, n, h, w] of the start of ``memory``, channels innermost."""
     c, n, h, w = shape
-    row = row_length(c)
+    row = row_of(c)
     cells = memory[: n * h * w * row].reshape(n, h, w, row)
     return cells[..., :c].transpose(3, 0, 1, 2)

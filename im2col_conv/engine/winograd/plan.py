@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.engine.boxes import cells_seen, most_cells
+from im2col_conv.engine.implicit.tile import row_of
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import Tiling, cut, is_small
-from im2col_conv.engine.winograd.stages import BLOCK, blocks, row_length, sizes_of
+from im2col_conv.engine.winograd.stages import BLOCK, blocks, sizes_of
 from im2col_conv.engine.winograd.tile import Axis, Chunk
 from im2col_conv.engine.winograd.transforms import KERNEL, transform_for
 from im2col_conv.engine.winograd.weights import transform_bytes
@@ -138,7 +139,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
 def _chunks(geometry: ConvGeometry, tile: int, itemsize: int, available: int) -> Tiling:
     """Return as many tiles a chunk as the cache holds; few tiles are shared filter by filter."""
     G, F = geometry.groups, geometry.F // geometry.groups
-    widest = row_length(max(geometry.C // G, F))
+    widest = row_of(max(geometry.C // G, F))
     unit = 2 * transform_for(tile).cells ** 2 * widest * itemsize
     units = min(max(CHUNK_BYTES // unit, LEAST_TILES), available // 4 // unit)
     tiling = cut((geometry.N, *(-(-out // tile) for out in geometry.out)), max(units, 1))

@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE
+from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, row_of
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.winograd.tile import Axis, Chunk
 from im2col_conv.engine.winograd.transforms import transform_for
 
-__all__ = ["BLOCK", "Sizes", "Stages", "blocks", "row_length", "sizes_of", "stages_of"]
+__all__ = ["BLOCK", "Sizes", "Stages", "blocks", "sizes_of", "stages_of"]
 
 BLOCK = 64  # filters of one product
 
@@ -55,11 +55,6 @@ class Stages(NamedTuple):
     back_columns: Products
 
 
-def row_length(channels: int) -> int:
-    """Return the numbers from one row of channels to the next."""
-    return channels + SPARE
-
-
 def blocks(filters: int) -> int:
     """Return in how many blocks filters are multiplied."""
     return -(-filters // BLOCK)
@@ -68,7 +63,7 @@ def blocks(filters: int) -> int:
 def sizes_of(chunk: Chunk) -> Sizes:
     """Return what the buffers of a chunk must hold."""
     images, rows, columns, *_ = chunk
-    C, F = row_length(chunk.C), row_length(chunk.F)
+    C, F = row_of(chunk.C), row_of(chunk.F)
     m, n = rows.step, transform_for(rows.step).cells
     return Sizes(
         cells=images * rows.cells * columns.cells * C,
@@ -90,22 +85,22 @@ def stages_of(chunk: Chunk) -> Stages:
 
 def _columns(chunk: Chunk) -> Products:
     images, rows, columns, C, *_ = chunk
-    n, row = transform_for(columns.step).cells, row_length(C)
+    n, row = transform_for(columns.step).cells, row_of(C)
     line = np.arange(images * rows.cells)[:, None]
     q, cell, first, many = _table(columns.seen(), 4)
     x = Operand((line * columns.cells + cell) * row, row)
     X = Operand((line * n * columns.tiles + q) * row, columns.tiles * row)
-    return Products(n, C, many, Operand(first, n), x, X)
+    return Products(n, C, many, Operand(first, n), x, X, fresh=len(q) == columns.tiles)
 
 
 def _rows(chunk: Chunk) -> Products:
     images, rows, columns, C, *_ = chunk
-    n, line = transform_for(rows.step).cells, columns.tiles * row_length(C)
+    n, line = transform_for(rows.step).cells, columns.tiles * row_of(C)
     image, j = np.arange(images)[:, None, None], np.arange(n)[:, None]
     r, cell, first, many = _table(rows.seen(), 4)
     X = Operand(((image * rows.cells + cell) * n + j) * line, n * line)
-    V = Operand(((j * images + image) * rows.tiles + r) * line, n * chunk.tiles * row_length(C))
-    return Products(n, line, many, Operand(first, n), X, V)
+    V = Operand(((j * images + image) * rows.tiles + r) * line, n * chunk.tiles * row_of(C))
+    return Products(n, line, many, Operand(first, n), X, V, fresh=len(r) == rows.tiles)
 
 
 def _multiply(chunk: Chunk) -> Products:
@@ -116,23 +111,24 @@ def _multiply(chunk: Chunk) -> Products:
     parts = -(-C * tiles * width // SMALL_PRODUCT)
     edges = np.arange(parts + 1) * C // parts
     c, depth = edges[:-1], np.diff(edges)
-    V = Operand(k * tiles * row_length(C) + c, row_length(C))
+    V = Operand(k * tiles * row_of(C) + c, row_of(C))
     U = Operand(((block * n * n + k) * C + c) * width, width)
-    M = Operand(k * tiles * row_length(F) + block * BLOCK, row_length(F))
-    return Products(tiles, np.minimum(F - block * BLOCK, BLOCK), depth, V, U, M)
+    M = Operand(k * tiles * row_of(F) + block * BLOCK, row_of(F))
+    filters = np.minimum(F - block * BLOCK, BLOCK)
+    return Products(tiles, filters, depth, V, U, M, fresh=c == 0)
 
 
 def _back_rows(chunk: Chunk) -> Products:
     m, n = chunk.rows.step, transform_for(chunk.rows.step).cells
-    plane = chunk.tiles * row_length(chunk.F)
+    plane = chunk.tiles * row_of(chunk.F)
     j = np.arange(n)
     both = Operand(j * plane, n * plane)
-    return Products(m, plane, n, Operand(0, n), both, both)
+    return Products(m, plane, n, Operand(0, n), both, both, fresh=True)
 
 
 def _back_columns(chunk: Chunk) -> Products:
     images, rows, columns, _, F, _ = chunk
-    n, row = transform_for(columns.step).cells, row_length(F)
+    n, row = transform_for(columns.step).cells, row_of(F)
     a, r = _each_output(rows)
     image, line = np.arange(images)[:, None, None], np.arange(rows.outs)[:, None]
     q, out, many = _table(columns.made(), 3)
