@@ -22,6 +22,14 @@ def test_every_lowering_is_in_the_record():
     assert rows["im2col"]["bytes_measured"] >= rows["im2col"]["bytes_stated"]
 
 
+def test_both_shapes_at_once():
+    _, x, _, w, *others = LAYER
+    assert (
+        run_json("compare", "--shapes", x, w, *others)["geometry"]
+        == (run_json("compare", *LAYER)["geometry"])
+    )
+
+
 def test_what_is_not_covered_is_said():
     result = run("compare", *LAYER, "--stride", "2,1", "--repeats", "1")
     assert result.exit_code == 0, result.output
@@ -50,6 +58,8 @@ def test_in_a_pipe_there_is_no_colour():
         (("--x", "1,4,9", "--w", "6,2,3,3"), 1, "x_shape"),
         (("--x", "0,4,9,12", "--w", "6,4,3,3"), 1, "at least one image"),
         (("--x", "a", "--w", "6,4,3,3"), 2, "--x"),
+        (("--x", "1,4,9,12"), 2, "give --x and --w, or both as --shapes"),
+        (("--shapes", "1,4,9,12", "6,4,3,3", "--w", "6,4,3,3"), 2, "give --x and --w, or both"),
         (("--x", "1,4,9,12", "--w", "6,4,3,3", "--dtype", "int8"), 2, "--dtype"),
     ],
 )
