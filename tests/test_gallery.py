@@ -169,6 +169,13 @@ def test_the_table_of_the_page_says_so(lowering):
     assert float(measured) == pytest.approx(traced(lowering, layer) / 2**20, abs=0.02)
 
 
+@every
+def test_no_images_take_no_memory_and_no_products(lowering):
+    geometry = ic.ConvGeometry.from_shapes((0, 2, 9, 8), (3, 2, 3, 3))
+    assert lowering.extra_bytes(geometry, np.float32) == 0
+    assert lowering.gemms(geometry, np.float32) == 0
+
+
 def test_which_geometries_are_refused():
     one_axis = ic.ConvGeometry.from_shapes((1, 2, 9), (3, 2, 3))
     dilated = ic.ConvGeometry.from_shapes((1, 2, 9, 8), (3, 2, 3, 3), dilation=(2, 1))
