@@ -428,6 +428,12 @@ def test_on_a_phone(opened, layer):
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     edges = library_edges(geometry_of(layer))
     shown = library_numbers(geometry_of(layer))
+    pointed = cells_of_class(tab, "self")
+    locate(tab, ("x", (0, 0, 0))).evaluate(
+        """td => td.dispatchEvent(
+            new PointerEvent("pointerover", {bubbles: true, pointerType: "touch"}))"""
+    )
+    assert cells_of_class(tab, "self") == pointed  # a finger that scrolls points at nothing
     for name in ("x", "y", "dw", "up"):
         cell = (name, list(shown[name])[-1])
         locate(tab, cell).tap()
