@@ -347,6 +347,9 @@ def test_the_keyboard_reaches_the_head_of_a_column(opened):
     expect_ties(tab, edges, *(("cols", (*tap, 0, 2)) for tap in taps))
     tab.keyboard.press("ArrowDown")
     expect_ties(tab, edges, ("cols", (0, 0, 0, 0, 2)))
+    tab.keyboard.press("Enter")  # what is held moves with the focus, and so is let go here
+    locate(tab, ("x", (1, 1, 2))).hover()
+    expect_ties(tab, edges, ("x", (1, 1, 2)))
 
 
 def written_sums(tab):
