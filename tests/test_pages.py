@@ -28,4 +28,4 @@ def test_a_named_test_is_in_its_file(name, file):
 
 
 def test_the_reference_has_every_public_name():
-    assert sorted(re.findall(r"`~im2col_conv\.(\w+)`", INDEX)) == sorted(ic.__all__)
+    assert sorted(re.findall(r"\(#im2col_conv\.(\w+)\)", INDEX)) == sorted(ic.__all__)
