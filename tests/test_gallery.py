@@ -170,6 +170,11 @@ def test_the_table_of_the_page_says_so(lowering):
 
 
 @every
+def test_each_names_its_source_with_a_year(lowering):
+    assert re.search(r"^[A-Z].* [(](19|20)[0-9]{2}[)], ", lowering.source)
+
+
+@every
 def test_no_images_take_no_memory_and_no_products(lowering):
     geometry = ic.ConvGeometry.from_shapes((0, 2, 9, 8), (3, 2, 3, 3))
     assert lowering.extra_bytes(geometry, np.float32) == 0
