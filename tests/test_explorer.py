@@ -491,7 +491,9 @@ def test_settings_that_cannot_be_are_explained(opened, fields, message):
     set_fields(tab, **fields)
     assert message in tab.get_by_role("alert").text_content()
     assert not tab.locator("#matrices").is_visible()
+    assert tab.locator('[aria-invalid="true"]').get_attribute("id") in fields
     set_fields(tab, **before)
+    assert tab.locator('[aria-invalid="true"]').count() == 0
     assert not tab.locator("#complaint").is_visible()
     expect_numbers(tab, geometry_of("plain"))
 
