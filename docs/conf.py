@@ -1,5 +1,6 @@
 """The site: ``python -m sphinx -W -n --keep-going docs site``."""
 
+import re
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def _for_the_site(app, docname, source):
     source[0] = text.replace("\n\n```\n", "\n```\n")
 
 
+def _let_names_break(app, pagename, templatename, context, doctree):
+    """Let the long names in tables break after their underscores."""
+
+    def with_breaks(cell):
+        return re.sub(r"(?<=>)[^<>]+", lambda text: text[0].replace("_", "_<wbr>"), cell[0])
+
+    pattern = r'<td>(?:(?!</td>).)*<span class="pre">.*?</td>'
+    context["body"] = re.sub(pattern, with_breaks, context.get("body", ""), flags=re.DOTALL)
+
+
 def _collect_external_links(app, doctree, docname):
     from docutils import nodes  # pytest, which looks for doctests in every module, runs without it
 
@@ -64,6 +75,7 @@ def setup(app):
     """List what leads out of the site; Sphinx and MyST themselves check what stays inside."""
     app.external_links = set()
     app.connect("source-read", _for_the_site)
+    app.connect("html-page-context", _let_names_break)
     app.connect("doctree-resolved", _collect_external_links)
     app.connect("build-finished", _list_external_links)
     app.connect("build-finished", _write_explorer)

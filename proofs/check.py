@@ -80,7 +80,8 @@ def main(lemmas: Iterable[Callable[..., Lemma]] = LEMMAS) -> int:
         start = time.perf_counter()
         said = verdict(lemma)
         unproved += said != "proved"
-        print(f"{said}  {time.perf_counter() - start:5.2f} s  {lemma.__name__}: {lemma.__doc__}")
+        claim = (lemma.__doc__ or "").replace("``", "")
+        print(f"{said}  {time.perf_counter() - start:5.2f} s  {lemma.__name__}: {claim}")
     return unproved
 
 

@@ -180,18 +180,20 @@ def closure(starts, neighbours):
     return seen
 
 
-def library_ties(edges, cell):
-    """Return {class: cells} that pointing at ``cell`` must show."""
+def library_ties(edges, *cells):
+    """Return {class: cells} that pointing at ``cells`` together must show."""
     into, made_of = defaultdict(set), defaultdict(set)
     for one, other in edges:
         into[one].add(other)
         made_of[other].add(one)
-    name, index = cell
-    family = next((names for names in TWINS if name in names), (name,))
-    twins = {(twin, index) for twin in family} - {cell}
-    hidden = twins | {cell}
+    twins = {
+        (twin, index)
+        for name, index in cells
+        for twin in next((names for names in TWINS if name in names), (name,))
+    } - {*cells}
+    hidden = twins | {*cells}
     return {
-        "self": {cell},
+        "self": {*cells},
         "twin": twins,
         "from": closure(hidden, made_of) - hidden,
         "into": closure(hidden, into) - hidden,
@@ -284,9 +286,9 @@ def locate(tab, cell):
     return tab.locator(f'td[data-m="{name}"][data-i="{",".join(map(str, index))}"]')
 
 
-def expect_ties(tab, edges, cell):
-    for name, cells in library_ties(edges, cell).items():
-        assert cells_of_class(tab, name) == cells, (cell, name)
+def expect_ties(tab, edges, *cells):
+    for name, tied in library_ties(edges, *cells).items():
+        assert cells_of_class(tab, name) == tied, (cells, name)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -314,6 +316,40 @@ def test_the_ties_of_every_cell(opened, layer):
         for index in shown_cells(tab, f'td[data-m="{name}"]')[name]:
             locate(tab, (name, index)).evaluate(scripted)
             expect_ties(tab, edges, (name, index))
+
+
+@pytest.mark.parametrize("name", ["cols", "dcols"])
+@pytest.mark.parametrize("layer", ["padded", "dilated"])
+def test_the_head_of_a_column_stands_for_all_of_it(opened, layer, name):
+    tab, geometry = opened(layer), geometry_of(layer)
+    edges = library_edges(geometry)
+    for o in np.ndindex(geometry.out):
+        tab.locator(f'th[data-m="{name}"][data-i="{o[0]},{o[1]}"]').hover()
+        taps = np.ndindex(geometry.C, *geometry.kernel)
+        expect_ties(tab, edges, *((name, (*tap, *o)) for tap in taps))
+        said = tab.locator(f'[data-sum="{name}"]').text_content()
+        assert said.startswith(f"column ({o[0]}, {o[1]}) of {name}")
+
+
+def test_the_keyboard_reaches_the_head_of_a_column(opened):
+    tab, geometry = opened("padded"), geometry_of("padded")
+    edges = library_edges(geometry)
+    locate(tab, ("cols", (0, 0, 0, 0, 1))).click()
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("ArrowUp")
+    tab.keyboard.press("ArrowUp")  # there is none
+    taps = list(np.ndindex(geometry.C, *geometry.kernel))
+    expect_ties(tab, edges, *(("cols", (*tap, 0, 1)) for tap in taps))
+    tab.keyboard.press("ArrowRight")
+    expect_ties(tab, edges, *(("cols", (*tap, 0, 2)) for tap in taps))
+    tab.keyboard.press("Enter")
+    locate(tab, ("x", (1, 1, 1))).hover()
+    expect_ties(tab, edges, *(("cols", (*tap, 0, 2)) for tap in taps))
+    tab.keyboard.press("ArrowDown")
+    expect_ties(tab, edges, ("cols", (0, 0, 0, 0, 2)))
+    tab.keyboard.press("Enter")  # what is held moves with the focus, and so is let go here
+    locate(tab, ("x", (1, 1, 2))).hover()
+    expect_ties(tab, edges, ("x", (1, 1, 2)))
 
 
 def written_sums(tab):
@@ -395,6 +431,12 @@ def test_on_a_phone(opened, layer):
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     edges = library_edges(geometry_of(layer))
     shown = library_numbers(geometry_of(layer))
+    pointed = cells_of_class(tab, "self")
+    locate(tab, ("x", (0, 0, 0))).evaluate(
+        """td => td.dispatchEvent(
+            new PointerEvent("pointerover", {bubbles: true, pointerType: "touch"}))"""
+    )
+    assert cells_of_class(tab, "self") == pointed  # a finger that scrolls points at nothing
     for name in ("x", "y", "dw", "up"):
         cell = (name, list(shown[name])[-1])
         locate(tab, cell).tap()
@@ -402,6 +444,10 @@ def test_on_a_phone(opened, layer):
         box = locate(tab, cell).bounding_box()
         assert min(box["width"], box["height"]) >= 24  # WCAG 2.2, target size
         assert tab.locator("#told").bounding_box()["height"] < 0.4 * size["height"]
+    head = tab.locator("th.column").last
+    head.tap()
+    assert min(head.bounding_box()["width"], head.bounding_box()["height"]) >= 24
+    assert tab.locator("[data-sum]").first.text_content().startswith("column (")
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
 
 
@@ -445,7 +491,9 @@ def test_settings_that_cannot_be_are_explained(opened, fields, message):
     set_fields(tab, **fields)
     assert message in tab.get_by_role("alert").text_content()
     assert not tab.locator("#matrices").is_visible()
+    assert tab.locator('[aria-invalid="true"]').get_attribute("id") in fields
     set_fields(tab, **before)
+    assert tab.locator('[aria-invalid="true"]').count() == 0
     assert not tab.locator("#complaint").is_visible()
     expect_numbers(tab, geometry_of("plain"))
 

@@ -1,11 +1,16 @@
 """The figures of matrices: drawn by their scripts, whole, with the numbers that these compute."""
 
+import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+from im2col_conv.gallery import LOWERINGS
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
 
 
 @pytest.mark.parametrize("picture", ["lowering", "adjoint", "flip_and_pad"])
@@ -26,3 +31,23 @@ def test_matrices_are_drawn(monkeypatch, tmp_path, picture):
     shown = {text.get_text().replace("\N{MINUS SIGN}", "-") for text in texts}
     for name, array in script["numbers"]().items():
         assert {str(value) for value in array.flat} <= shown, name
+
+
+def test_the_memory_of_each_lowering_is_drawn():
+    pytest.importorskip("matplotlib")
+    script = runpy.run_path(str(FIGURES / "lowerings.py"))
+    panels = script["draw"]().axes
+    page = (ROOT / "docs" / "lowering.md").read_text(encoding="utf-8")
+    for panel, geometry in zip(panels, script["LAYERS"].values(), strict=True):
+        mib = {
+            name: each.extra_bytes(geometry, np.float32) / 2**20
+            for name, each in LOWERINGS.items()
+            if each.supports(geometry, np.float32) is None
+        }
+        drawn = [text.get_text().removesuffix(" →") for text in panel.texts]
+        assert drawn == [
+            f"{mib[name]:.1f}" if name in mib else "does not cover this layer" for name in LOWERINGS
+        ]
+        largest = max(mib, key=mib.get)
+        assert re.search(rf"{largest} (takes {mib[largest]:.0f} MiB|most) on", page, re.I)
+        assert min(mib, key=mib.get) == "chunked"

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -116,20 +117,24 @@ def test_is_conv_but_for_rounding(lowering, geometry, dtype):
     assert np.all(np.abs(y - expected) <= tolerance)
 
 
-@pytest.mark.parametrize("geometry", LAYERS, ids=str)
-@every
-def test_memory_is_the_formula(lowering, geometry):
-    if lowering.supports(geometry, np.float32) is not None:
-        pytest.skip("not covered")
+def traced(lowering, geometry):
+    """Return the most bytes that are held beside the result."""
     x, w = normal(geometry, np.float32)
     y = lowering.forward(x, w, geometry)
     tracemalloc.start()
     try:
         y = lowering.forward(x, w, geometry)
-        extra = tracemalloc.get_traced_memory()[1] - y.nbytes
+        return tracemalloc.get_traced_memory()[1] - y.nbytes
     finally:
         tracemalloc.stop()
-    formula = lowering.extra_bytes(geometry, np.float32)
+
+
+@pytest.mark.parametrize("geometry", LAYERS, ids=str)
+@every
+def test_memory_is_the_formula(lowering, geometry):
+    if lowering.supports(geometry, np.float32) is not None:
+        pytest.skip("not covered")
+    extra, formula = traced(lowering, geometry), lowering.extra_bytes(geometry, np.float32)
     # Beside it, a ufunc of strided arrays buffers 8192 numbers of each of three operands, and the
     # interpreter holds some objects.
     assert formula - 2**10 <= extra <= formula + 3 * 8192 * 4 + 2**13
@@ -151,6 +156,29 @@ def test_products_are_as_many_as_stated(lowering, geometry, monkeypatch):
     monkeypatch.setattr(np, "matmul", counted)
     lowering.forward(x, w, geometry)
     assert len(made) == lowering.gemms(geometry, np.float32)
+
+
+@every
+def test_the_table_of_the_page_says_so(lowering):
+    page = Path(__file__).parents[1] / "docs" / "lowering.md"
+    row = re.search(rf"^\| {lowering.name} \|.*", page.read_text(encoding="utf-8"), re.M | re.I)
+    _, _, products, _, formula, measured, _ = row[0].split("|")
+    layer = ic.ConvGeometry.from_shapes((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    assert int(products.split()[-1]) == lowering.gemms(layer, np.float32)
+    assert float(formula) == round(lowering.extra_bytes(layer, np.float32) / 2**20, 2)
+    assert float(measured) == pytest.approx(traced(lowering, layer) / 2**20, abs=0.02)
+
+
+@every
+def test_each_names_its_source_with_a_year(lowering):
+    assert re.search(r"^[A-Z].* [(](19|20)[0-9]{2}[)], ", lowering.source)
+
+
+@every
+def test_no_images_take_no_memory_and_no_products(lowering):
+    geometry = ic.ConvGeometry.from_shapes((0, 2, 9, 8), (3, 2, 3, 3))
+    assert lowering.extra_bytes(geometry, np.float32) == 0
+    assert lowering.gemms(geometry, np.float32) == 0
 
 
 def test_which_geometries_are_refused():

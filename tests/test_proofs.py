@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,17 @@ def test_the_command_prints_a_line_a_lemma():
     lines = done.stdout.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["proved"] * len(NAMES)
     assert all(f" {name}: " in line for line, name in zip(lines, NAMES, strict=True))
+
+
+def test_the_command_fails_where_a_sign_is_turned(tmp_path):
+    shutil.copytree(Path(check.__file__).parent, tmp_path / "proofs")
+    right, wrong = "return axis.kernel - 1 - t", "return axis.kernel - 1 + t"
+    assert right in SOURCE
+    (tmp_path / "proofs" / "lemmas.py").write_text(SOURCE.replace(right, wrong))
+    command = [sys.executable, tmp_path / "proofs" / "check.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "REFUTED by " in done.stdout
 
 
 def test_the_command_says_how_to_get_z3():

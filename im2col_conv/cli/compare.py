@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -25,6 +25,7 @@ from im2col_conv.gallery import LOWERINGS, Lowering
 __all__ = ["compare"]
 
 Array = NDArray[Any]
+_Shape: TypeAlias = tuple[int, ...]
 
 _COLUMNS = (
     Column("lowering"),
@@ -37,8 +38,9 @@ _COLUMNS = (
 
 
 @click.command()
-@click.option("--x", "x_shape", type=SHAPE, required=True, help="N,C,*spatial, such as 1,3,5,7.")
-@click.option("--w", "w_shape", type=SHAPE, required=True, help="F,C/groups,*kernel, as 4,3,3,2.")
+@click.option("--x", "x_shape", type=SHAPE, help="N,C,*spatial, such as 1,3,5,7.")
+@click.option("--w", "w_shape", type=SHAPE, help="F,C/groups,*kernel, as 4,3,3,2.")
+@click.option("--shapes", metavar="X W", type=SHAPE, nargs=2, help="Both in place of --x and --w.")
 @click.option("--stride", type=PER_AXIS, default=1, show_default=True, help="1, or 2,1.")
 @click.option("--padding", type=PADDING, default=0, show_default=True, help="1, or 1:2,0:3.")
 @click.option("--dilation", type=PER_AXIS, default=1, show_default=True, help="1, or 2,1.")
@@ -56,8 +58,9 @@ _COLUMNS = (
 )
 @json_option
 def compare(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
+    x_shape: _Shape | None,
+    w_shape: _Shape | None,
+    shapes: tuple[_Shape, _Shape] | None,
     dtype: str,
     repeats: int,
     as_json: bool,
@@ -72,9 +75,9 @@ def compare(
 
     Try `im2col-conv compare --x 1,16,28,28 --w 32,16,3,3 --padding 1`.
     """
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **options)
+    geometry = ic.ConvGeometry.from_shapes(*_given(x_shape, w_shape, shapes), **options)
     if geometry.N == 0:
-        raise ValueError(f"--x must have at least one image, got {x_shape}")
+        raise ValueError(f"x must have at least one image, got {geometry.x_shape}")
     with threads_for_all(ic.get_workers()):
         record = _record(geometry, np.dtype(dtype), repeats)
     if as_json:
@@ -87,9 +90,24 @@ def compare(
         console.print(f"\n{name} does not cover this layer: {complaint}")
 
 
+def _given(
+    x_shape: _Shape | None, w_shape: _Shape | None, both: tuple[_Shape, _Shape] | None
+) -> tuple[_Shape, _Shape]:
+    """Return the shapes of x and w, however they were given."""
+    if both is not None and x_shape is w_shape is None:
+        return both
+    if both is None and x_shape is not None and w_shape is not None:
+        return x_shape, w_shape
+    raise click.UsageError(
+        "give --x and --w, or both as --shapes, such as --shapes 1,3,5,7 4,3,3,2"
+    )
+
+
 def _record(geometry: ic.ConvGeometry, dtype: np.dtype[Any], repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    x, w = (rng.standard_normal(shape).astype(dtype) for shape in _shapes(geometry))
+    x, w = (
+        rng.standard_normal(shape).astype(dtype) for shape in (geometry.x_shape, geometry.w_shape)
+    )
     names = ("stride", "padding", "dilation", "groups")
     options = {name: getattr(geometry, name) for name in names}
     exact = ic.conv(x.astype(np.float64), w.astype(np.float64), **options)
@@ -117,10 +135,6 @@ def _record(geometry: ic.ConvGeometry, dtype: np.dtype[Any], repeats: int) -> di
         "lowerings": rows,
         "not_covered": {name: why for name, why in complaints.items() if why is not None},
     }
-
-
-def _shapes(geometry: ic.ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return geometry.x_shape, geometry.w_shape
 
 
 def _row(
@@ -177,5 +191,8 @@ def _table(record: dict[str, Any]) -> Table:
         )
         for row in record["lowerings"]
     ]
-    caption = f"Forward, {record['dtype']}, {record['threads']} threads; memory beyond x, w and y"
+    caption = (
+        f"Forward, {record['dtype']}, {record['threads']} threads; memory beyond x, w and y, by "
+        "formula and measured; error as a share of the largest output"
+    )
     return Table(caption, _COLUMNS, rows)

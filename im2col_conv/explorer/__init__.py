@@ -50,7 +50,7 @@ def page(geometry: ConvGeometry) -> str:
     Returns
     -------
     str
-        A page that needs no other file and no network, about 30 kB.
+        A page that needs no other file and no network, about 45 kB.
 
     Raises
     ------

@@ -55,7 +55,7 @@ def _buffers(geometry: ConvGeometry, dtype: np.dtype[Any]) -> dict[str, int]:
 
 CHUNKED = Lowering(
     name="chunked",
-    source="TensorFlow, conv_ops_using_gemm.cc (Im2ColConvFunctor)",
+    source="The TensorFlow Authors (2016), conv_ops_using_gemm.cc, Im2ColConvFunctor",
     matrices="Y[:, p] (f, p) = W (f, ck) @ cols (ck, p), for each chunk of p outputs",
     layout="channels_first",
     one=_one,
