@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import im2col_conv as ic
+from im2col_conv.engine import workers
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
@@ -15,7 +16,7 @@ from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Operand, Products
-from im2col_conv.engine.workers import Scratch
+from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
@@ -84,6 +85,32 @@ def test_equals_the_spine(x_shape, w_shape, keywords, arrangement, dtype, layout
 
 
 @needs_blas
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
+def test_nothing_that_lay_in_the_buffers_is_read(
+    x_shape, w_shape, keywords, arrangement, monkeypatch
+):
+    def full_of_nan(shape, dtype):
+        return np.full(shape, 255, dtype)  # bytes, which as floats are NaN
+
+    rng = np.random.default_rng(3)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    x, w, dout = (whole(rng, shape) for shape in (x_shape, w_shape, geometry.y_shape))
+    expected = (
+        ic.conv(x, w, algorithm="im2col", **keywords),
+        *ic.conv_grads(dout, x, w, algorithm="im2col", **keywords),
+    )
+    drop_scratch()
+    monkeypatch.setattr(workers, "aligned", full_of_nan)
+    found = (
+        ic.conv(x, w, algorithm="implicit", **keywords),
+        *ic.conv_grads(dout, x, w, algorithm="implicit", **keywords),
+    )
+    drop_scratch()
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_blas
 @given(st.data())
 def test_equals_the_spine_for_any_geometry(data):
     ndim = data.draw(st.integers(1, 3))
@@ -140,8 +167,8 @@ def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords):
         for s in (x_shape, w_shape, w_shape[:1], geometry.y_shape)
     )
     results = []
-    for workers in (1, 2, 3):
-        with ic.set_workers(workers):
+    for number in (1, 2, 3):
+        with ic.set_workers(number):
             results.append(all_passes(x, w, b, dout, algorithm="implicit", **keywords))
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):

@@ -36,12 +36,13 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 
     At once, a worker who finds nothing more to do in one pass goes on with the next.
     """
-    if len(jobs) == 1:
-        _run(jobs, workers_for(jobs[0].plan, workers, workspace))
+    if len(jobs) < 2:
+        for job in jobs:
+            _run([job], workers_for(job.plan, workers, workspace))
         return
     together = workers_for_all([job.plan for job in jobs], workers, workspace)
     apart = [workers_for(job.plan, workers, workspace) for job in jobs]
-    if together >= max(apart, default=1):
+    if together >= max(apart):
         _run(jobs, together)
         return
     for job, alone in zip(jobs, apart, strict=True):
@@ -56,7 +57,7 @@ def _run(jobs: Sequence[Job], workers: int) -> None:
 def _share(works: Sequence[Work], tasks: Sequence[int], workers: int) -> None:
     if len(works) == 1:
         run_tasks(works[0].task, tasks[0], workers)
-    elif works:
+    else:
         ends = list(accumulate(tasks))
 
         def task(index: int, scratch: Scratch) -> None:

@@ -91,6 +91,7 @@ def channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dty
     f, *positions = image.shape
     memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
     move(blas, image, last_to(0, memory[..., :f]))
+    memory[..., f:] = 0  # or whether all is finite could depend on what lay there before
     return memory
 
 

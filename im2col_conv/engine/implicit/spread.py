@@ -108,11 +108,17 @@ class Spread:
             move_images(blas, image, copy)
             image = copy
         memory = self._rows(scratch, name, tile, dtype)
-        rows = self._by_tap(memory, tile)
-        for tap, outs, cells, paddings in _met(tile.axes[-1]):
-            rows[tap][..., outs] = image[..., cells]
+        rows, axis = self._by_tap(memory, tile), tile.axes[-1]
+        inside = _inside(axis)
+        if inside.start < inside.stop:
+            rows[..., inside] = _windows(image, axis, inside)
+        for tap, outs, cells, paddings in _met(axis):
             for padding in paddings:
                 rows[tap][..., padding] = 0
+            for part in _without(outs, inside):
+                first = cells.start + (part.start - outs.start) * axis.stride
+                end = cells.start + (part.stop - outs.start - 1) * axis.stride + 1
+                rows[tap][..., part] = image[..., first : end : axis.stride]
         return memory
 
     def room(
@@ -216,6 +222,35 @@ def _met(axis: Axis) -> list[tuple[int, slice, slice, list[slice]]]:
         others = [each for each in others if each.start < each.stop]
         found.append((tap, slice(out, out + outs), cells, others))
     return found
+
+
+@lru_cache(maxsize=KEPT)
+def _inside(axis: Axis) -> slice:
+    """Return the outputs at which every tap meets a cell."""
+    met = [outs for _, outs, _, _ in _met(axis)]
+    start = max(outs.start for outs in met)
+    return slice(start, max(start, min(outs.stop for outs in met)))
+
+
+def _without(outs: slice, inside: slice) -> list[slice]:
+    """Return what of ``outs`` is not ``inside``."""
+    if inside.start >= inside.stop:
+        parts = [outs]
+    else:
+        parts = [slice(outs.start, inside.start), slice(inside.stop, outs.stop)]
+    return [part for part in parts if part.start < part.stop]
+
+
+def _windows(image: Array, axis: Axis, outs: slice) -> Array:
+    """Return the view [tap, c, n, *outer, out] of the cells that all taps of some outputs meet."""
+    cells = image[..., outs.start * axis.stride + axis.lead :]
+    *steps, step = cells.strides
+    return np.lib.stride_tricks.as_strided(
+        cells,
+        (axis.kernel, *image.shape[:-1], outs.stop - outs.start),
+        (step * axis.dilation, *steps, step * axis.stride),
+        writeable=False,
+    )
 
 
 class _Lines:
