@@ -35,7 +35,7 @@ INSTALL = 'pip install "im2col-conv[fast]"'
 _CORETYPE = "OPENBLAS_CORETYPE"
 _ROW_MAJOR, _TRANSPOSED = 101, 112  # the numbers that CBLAS has for these words
 # Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
-SHORT_COPY = 2**16
+SHORT_COPY = 2**14
 
 _LETTERS = {"s": (np.dtype(np.float32), c_float), "d": (np.dtype(np.float64), c_double)}
 

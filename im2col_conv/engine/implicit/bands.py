@@ -48,7 +48,7 @@ class Bands:
         Of the last axis: cells that are so far apart lie side by side.
     """
 
-    tile_bytes: ClassVar[int] = 2**22  # planes are small beside any cache, so only calls count
+    tile_bytes: ClassVar[int] = 2**20
     flop_cost: ClassVar[int] = 8
     chunks_first: ClassVar[bool] = False
 

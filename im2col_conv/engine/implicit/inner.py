@@ -8,8 +8,9 @@ for each tap t, blocks of 64 columns of W_t (or of its transpose) and pieces of 
 rows, which lie one after the other. Results lie with their channels innermost, and so do the
 filters of dout for dw. What the products read beside that may be the transpose, x_line^T (C, L), at
 no cost: where lines are long and images lie channel by channel, rows of positions are copied as
-they are. Else channels are innermost there too: with stride 1, the images of a tile lie cell by
-cell, so that short lines are as many times longer; with another, one image follows the other.
+they are, or by phases of the stride. Else channels are innermost there too: with stride 1, the
+images of a tile lie cell by cell, so that short lines are as many times longer; with another, one
+image follows the other.
 
 Products that are the first to meet a line as a whole overwrite it, so that nothing need be cleared.
 """
@@ -17,7 +18,7 @@ Products that are the first to meet a line as a whole overwrite it, so that noth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -51,7 +52,10 @@ class ChannelsInner:
     interleaved : bool
         Whether the images of a tile lie cell by cell.
     planes : bool
-        Whether x, and dout for dx, lie channel by channel: lines are read as they were given.
+        Whether x, and dout for dx, lie channel by channel: lines are read as they were given. Cells
+        of x that are a stride apart then lie side by side, in as many phases as the stride.
+    stride : int
+        Of the last axis.
     """
 
     tile_bytes: ClassVar[int] = 2**20
@@ -60,6 +64,7 @@ class ChannelsInner:
 
     interleaved: bool
     planes: bool
+    stride: int
 
     def chunk(self, channels: int) -> int:
         return min(channels, BLOCK)
@@ -68,9 +73,9 @@ class ChannelsInner:
         return slice(None)
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
-        positions = math.prod(cells if name in ("x", "dx") else outs)
         if self._as_planes(name):
-            return n * c * row_of(positions)
+            return n * c * row_of(_phases(cells, self.stride) if name == "x" else math.prod(outs))
+        positions = math.prod(cells if name in ("x", "dx") else outs)
         return n * positions * row_of(c) + turning(c, positions)
 
     def packing(self, shape: Shape) -> int:
@@ -88,11 +93,7 @@ class ChannelsInner:
         dtype: np.dtype[Any],
     ) -> Array:
         if self._as_planes(name):
-            c, n, *cells = image.shape
-            positions = math.prod(cells)
-            memory = scratch.array(name, (n, c, row_of(positions)), dtype)
-            memory[..., :positions].reshape(n, c, *cells)[...] = image.swapaxes(0, 1)
-            return memory
+            return _as_planes(scratch, name, image, self.stride if name == "x" else 1, dtype)
         memory, view = self._memory(scratch, name, image.shape, dtype)
         turn(blas, scratch, image, view)
         return memory
@@ -242,6 +243,26 @@ def _fill_rows(memory: Array, values: Array) -> None:
 Results: TypeAlias = Literal["outs", "cells"] | None
 
 
+def _as_planes(
+    scratch: Scratch, name: str, image: Array, stride: int, dtype: np.dtype[Any]
+) -> Array:
+    """Return memory (n, c, cells of each phase) with the numbers of ``image[c, n, *cells]``."""
+    c, n, *outer, last = image.shape
+    positions = _phases((*outer, last), stride)
+    memory = scratch.array(name, (n, c, row_of(positions)), dtype)
+    planes = memory[..., :positions].reshape(n, c, stride, *outer, -1)
+    for phase in range(stride):
+        part = image[..., phase::stride]
+        planes[:, :, phase, ..., : part.shape[-1]] = part.swapaxes(0, 1)
+    return memory
+
+
+def _phases(cells: Sequence[int], stride: int) -> int:
+    """Return the numbers of a plane: lines of all phases are as long as the first's."""
+    *outer, last = cells
+    return math.prod(outer) * -(-last // stride) * stride
+
+
 class _Lines:
     """The lines of a tile as operands, to be broadcast as (blocks, pairs, pieces).
 
@@ -268,16 +289,16 @@ class _Lines:
     def x(self, c: Array, planes: bool = False) -> Operand:
         """Return the cells of each pair, from channel ``c``; with ``planes``, transposed."""
         if planes:
-            cells = math.prod(axis.cells for axis in self._tile.axes)
-            return self._planes(self._cell, cells, self._tile.C, c)
+            cells = [axis.cells for axis in self._tile.axes]
+            return self._planes(self._cell, cells, self._tile.axes[-1].stride, self._tile.C, c)
         row = row_of(self._tile.C)
         return Operand(self._cell * row + c, self._tile.axes[-1].stride * row)
 
     def y(self, f: Array, planes: bool = False) -> Operand:
         """Return the outputs of each pair, from filter ``f``; with ``planes``, transposed."""
         if planes:
-            outs = math.prod(axis.outs for axis in self._tile.axes)
-            return self._planes(self._out, outs, self._tile.F, f)
+            outs = [axis.outs for axis in self._tile.axes]
+            return self._planes(self._out, outs, 1, self._tile.F, f)
         row = row_of(self._tile.F)
         return Operand(self._out * row + f, row)
 
@@ -285,10 +306,15 @@ class _Lines:
         """Return each pair's tap in weights packed as (blocks, taps, rows, width)."""
         return Operand(((block * self._tile.taps + self.tap) * rows + row) * width, width)
 
-    def _planes(self, at: Array, positions: int, channels: int, first: Array) -> Operand:
-        image, position = np.divmod(at, positions)
-        row = row_of(positions)
-        return Operand((image * channels + first) * row + position, row)
+    def _planes(
+        self, at: Array, positions: Sequence[int], stride: int, channels: int, first: Array
+    ) -> Operand:
+        *outer, last = positions
+        lines, row = math.prod(outer), row_of(_phases(positions, stride))
+        image, position = np.divmod(at, lines * last)
+        line, place = np.divmod(position, last)
+        in_phase = (place % stride * lines + line) * -(-last // stride) + place // stride
+        return Operand((image * channels + first) * row + in_phase, row)
 
 
 @lru_cache(maxsize=KEPT)

@@ -40,7 +40,7 @@ __all__ = [
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
-DEEP = 16  # channels times taps of the axis before the last
+DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
 
@@ -125,13 +125,13 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     if is_pointwise(geometry):
         return Pointwise()
     long = geometry.out[-1] >= LONG_LINE
-    in_lines = geometry.stride[-1] == 1
+    stride = geometry.stride[-1]
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
+    if stride == 1 and DEEP <= rows <= DEEPEST:
+        return ChannelsOuter(interleaved=not long)
     if rows * geometry.kernel[-1] <= FEW:
-        if in_lines and rows >= DEEP:
-            return ChannelsOuter(interleaved=not long)
         return Spread(interleaved=not long, kernel=geometry.kernel[-1])
-    return ChannelsInner(in_lines and not long, planes=in_lines and long)
+    return ChannelsInner(stride == 1 and not long, planes=long, stride=stride)
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
