@@ -15,6 +15,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     step_of,
+    tile_numbers,
     tiles_of,
     weight_bytes,
     work_of,
@@ -35,14 +36,12 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
     """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
     arrangement = arrangement_for(geometry)
     shared = weight_bytes(geometry, arrangement, dtype)
-    _, C, F = channels_in_groups(geometry, arrangement)
-    tiling = tiles_of(geometry, arrangement, geometry.out, F, dtype, workspace - shared)
-    _, n, *box, _ = tiling.step
+    _, _, F = channels_in_groups(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, workspace - shared)
+    _, n, *box, part = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
-    numbers = sum(
-        arrangement.numbers(name, channels, n, cells, outs)
-        for name, channels in (("y", F), ("x", C))
-    )
+    filters = min(part * arrangement.chunk(F), F)
+    numbers = tile_numbers(geometry, arrangement, "y", filters, n, cells, outs)
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,

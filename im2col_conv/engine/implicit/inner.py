@@ -58,7 +58,7 @@ class ChannelsInner:
         Of the last axis.
     """
 
-    tile_bytes: ClassVar[int] = 2**20
+    tile_bytes: ClassVar[int] = 5 * 2**18
     flop_cost: ClassVar[int] = 1
     chunks_first: ClassVar[bool] = True
 

@@ -19,6 +19,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     step_back_of,
+    tile_numbers,
     tiles_of,
     weight_bytes,
     work_of,
@@ -39,14 +40,12 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
     """Draw the tiles of a pass to the input, over (groups, N, *size, chunks of C)."""
     arrangement = arrangement_for(geometry)
     shared = weight_bytes(geometry, arrangement, dtype)
-    _, C, F = channels_in_groups(geometry, arrangement)
-    tiling = tiles_of(geometry, arrangement, geometry.size, C, dtype, workspace - shared)
-    _, n, *cells, _ = tiling.step
+    _, C, _ = channels_in_groups(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.size, "dx", dtype, workspace - shared)
+    _, n, *cells, part = tiling.step
     outs = most_outputs(geometry, tuple(cells))
-    numbers = sum(
-        arrangement.numbers(name, channels, n, tuple(cells), outs)
-        for name, channels in (("dx", C), ("dout", F))
-    )
+    channels = min(part * arrangement.chunk(C), C)
+    numbers = tile_numbers(geometry, arrangement, "dx", channels, n, tuple(cells), outs)
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,7 @@ __all__ = [
     "shares_of",
     "step_back_of",
     "step_of",
+    "tile_numbers",
     "tiles_of",
     "weight_bytes",
     "work_of",
@@ -39,6 +40,8 @@ __all__ = [
 # Measured: docs/performance.md.
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
+Made: TypeAlias = Literal["y", "dx", "dout.T"]
+
 FEW = 200  # channels times taps of the last two axes
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
@@ -144,33 +147,68 @@ def tiles_of(
     geometry: ConvGeometry,
     arrangement: Arrangement,
     axes: Shape,
-    channels: int,
+    made: Made,
     dtype: np.dtype[Any],
     available: int,
 ) -> Tiling:
-    """Return tiles over (groups, N, *axes, chunks of ``channels``).
+    """Return tiles over (groups, N, *axes, chunks of the channels that are ``made``).
 
     As many positions as the cache holds; where that makes too few tiles to share, chunks of
     channels are shared as well: their products are the same whoever makes them.
     """
     groups, C, F = channels_in_groups(geometry, arrangement)
-    # 64 images stand for any number: one alone would count spare numbers as well.
-    many = 64
-    numbers = sum(
-        arrangement.numbers(name, channels, many, geometry.size, geometry.out)
-        for name, channels in (("y", F), ("x", C))
-    )
-    each = numbers / (many * math.prod(axes)) * dtype.itemsize
-    units = int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
+    channels = C if made == "dx" else F
     if isinstance(arrangement, Bands):
+        units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         return _planes_of(geometry, axes, channels, units * channels)
-    chunks = -(-channels // arrangement.chunk(channels))
-    total, shares = geometry.N * math.prod(axes), shares_of(geometry)
-    split = groups * (chunks if arrangement.chunks_first else 1)
-    units = min(units, max(-(-total // -(-shares // split)), LEAST_SHARE))
-    tiling = cut((geometry.N, *axes), max(units, 1))
-    chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
+    one = arrangement.chunk(channels)
+    chunks, shares = -(-channels // one), shares_of(geometry)
+    total, split = geometry.N * math.prod(axes), groups
+    if arrangement.chunks_first:
+        split *= chunks
+    least = max(-(-total // -(-shares // split)), LEAST_SHARE)
+    for at_once in (one, channels):  # one chunk at once, or else all that a task is given
+        units = _units(geometry, arrangement, axes, made, at_once, dtype, available)
+        tiling = cut((geometry.N, *axes), max(min(units, least), 1))
+        chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
+        if chunk == 1:
+            break
     return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))
+
+
+def _units(
+    geometry: ConvGeometry,
+    arrangement: Arrangement,
+    axes: Shape,
+    made: Made,
+    channels: int,
+    dtype: np.dtype[Any],
+    available: int,
+) -> int:
+    """Return how many positions of a tile the cache holds, where it makes so many channels."""
+    many = 64  # images, for any number: one alone would count spare numbers as well
+    numbers = tile_numbers(geometry, arrangement, made, channels, many, geometry.size, geometry.out)
+    each = numbers / (many * math.prod(axes)) * dtype.itemsize
+    return int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
+
+
+def tile_numbers(
+    geometry: ConvGeometry,
+    arrangement: Arrangement,
+    made: Made,
+    channels: int,
+    images: int,
+    cells: Shape,
+    outs: Shape,
+) -> int:
+    """Return the numbers of a tile that makes so many channels, or reads them of dout for dw."""
+    _, C, F = channels_in_groups(geometry, arrangement)
+    if isinstance(arrangement, Bands):
+        C = F = channels  # each plane from one
+    image, other = ("dx", ("dout", F)) if made == "dx" else (made, ("x", C))
+    return arrangement.numbers(image, channels, images, cells, outs) + arrangement.numbers(
+        *other, images, cells, outs
+    )
 
 
 def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -> Tiling:

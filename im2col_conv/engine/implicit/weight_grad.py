@@ -22,6 +22,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_of,
     shares_of,
     step_of,
+    tile_numbers,
     tiles_of,
     weight_bytes,
     work_of,
@@ -61,10 +62,10 @@ def plan_weight_grad(
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
     arrangement, shares = arrangement_for(geometry), shares_of(geometry)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
-    G, C, F = channels_in_groups(geometry, arrangement)
+    G, _, F = channels_in_groups(geometry, arrangement)
     most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
     available = workspace - (most + 1) * sum_bytes
-    whole = tiles_of(geometry, arrangement, geometry.out, F, dtype, available)
+    whole = tiles_of(geometry, arrangement, geometry.out, "dout.T", dtype, available)
     tiling = Tiling(whole.extent[1:-1], whole.step[1:-1])
     # Bands: some planes a task. Else chunks copy the same cells each, so sums are shared instead
     # where it costs little to add them up.
@@ -76,10 +77,8 @@ def plan_weight_grad(
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
-    numbers = sum(
-        arrangement.numbers(name, channels, n, cells, outs)
-        for name, channels in (("dout.T", F), ("x", C))
-    )
+    filters = min(step * arrangement.chunk(F), F)
+    numbers = tile_numbers(geometry, arrangement, "dout.T", filters, n, cells, outs)
     # A sum that is the only one of its chunk belongs to the worker who makes it.
     own_bytes = sum_bytes // (groups * blocks) * chunks.cells if sums == 1 else 0
     tile_bytes = worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype)
