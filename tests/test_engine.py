@@ -46,13 +46,13 @@ def random_layer(x_shape, w_shape, dtype=np.float32, layout="channels_first", **
 
 
 LAYERS = {
-    "one image": ((1, 19, 75, 60), (33, 19, 3, 3), {"padding": 1}),
-    "small images": ((90, 24, 9, 11), (40, 24, 3, 2), {"stride": (2, 1), "padding": (0, 1)}),
-    "depthwise": ((3, 90, 75, 33), (180, 1, 3, 5), {"padding": (1, 2), "groups": 90}),
-    "one channel": ((1, 1, 300, 211), (40, 1, 5, 3), {"dilation": (2, 1)}),
-    "pointwise": ((4, 130, 30, 21), (70, 130, 1, 1), {}),
-    "one axis": ((2, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
-    "three axes": ((2, 8, 11, 20, 17), (24, 8, 3, 2, 3), {"padding": "same"}),
+    "one image": ((1, 19, 125, 80), (33, 19, 3, 3), {"padding": 1}),
+    "small images": ((190, 24, 9, 11), (40, 24, 3, 2), {"stride": (2, 1), "padding": (0, 1)}),
+    "depthwise": ((7, 90, 75, 33), (180, 1, 3, 5), {"padding": (1, 2), "groups": 90}),
+    "one channel": ((1, 1, 400, 211), (40, 1, 5, 3), {"dilation": (2, 1)}),
+    "pointwise": ((8, 130, 30, 21), (70, 130, 1, 1), {}),
+    "one axis": ((4, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
+    "three axes": ((4, 8, 11, 20, 17), (24, 8, 3, 2, 3), {"padding": "same"}),
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
 layouts = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
