@@ -112,7 +112,7 @@ def forward_plan(
     if way == "winograd":
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
     if way == "implicit":
-        plan = implicit_forward.plan_forward(geometry, computing_type(result), workspace)
+        plan = implicit_forward.plan_forward(geometry, layout, computing_type(result), workspace)
         if _fits(plan, algorithm, workspace):
             return plan
     return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
@@ -129,7 +129,9 @@ def weight_grad_plan(
 ) -> Plan:
     """Return the plan of a backward pass to the weights."""
     if way_of("weight_grad", algorithm, geometry, result) == "implicit":
-        plan = implicit_weight_grad.plan_weight_grad(geometry, computing_type(result), workspace)
+        plan = implicit_weight_grad.plan_weight_grad(
+            geometry, layout, computing_type(result), workspace
+        )
         if _fits(plan, algorithm, workspace):
             return plan
     return im2col_weight_grad.plan_weight_grad(
@@ -147,7 +149,9 @@ def input_grad_plan(
 ) -> Plan:
     """Return the plan of a backward pass to the input."""
     if way_of("input_grad", algorithm, geometry, result) == "implicit":
-        plan = implicit_input_grad.plan_input_grad(geometry, computing_type(result), workspace)
+        plan = implicit_input_grad.plan_input_grad(
+            geometry, layout, computing_type(result), workspace
+        )
         if _fits(plan, algorithm, workspace):
             return plan
     return im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)

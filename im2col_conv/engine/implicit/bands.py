@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.moves import move
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, is_finite, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Made
@@ -84,6 +85,9 @@ class Bands:
         if planes is not None:
             return planes
         memory = scratch.array(name, _order(image.shape, stride), dtype)
+        if stride == 1:
+            move(blas, image, memory[0].swapaxes(0, 1))
+            return memory
         memory[...] = 0  # or what is never read could be infinite
         for phase in range(len(memory)):
             part = image[..., phase::stride].swapaxes(0, 1)
@@ -113,6 +117,9 @@ class Bands:
             memory += b.reshape(-1, *[1] * (memory.ndim - 3))
         stride = self._stride(name)
         if _planes(image, stride, memory.dtype) is not None:
+            return
+        if stride == 1:
+            move(blas, memory[0].swapaxes(0, 1), image)
             return
         for phase in range(len(memory)):
             part = image[..., phase::stride].swapaxes(0, 1)

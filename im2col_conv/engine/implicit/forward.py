@@ -32,9 +32,11 @@ __all__ = ["forward", "plan_forward"]
 
 
 @lru_cache(maxsize=256)
-def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
+def plan_forward(
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
+) -> ImplicitPlan:
     """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
-    arrangement = arrangement_for(geometry)
+    arrangement = arrangement_for(geometry, layout)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, _, F = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, workspace - shared)
@@ -47,7 +49,7 @@ def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -
         tasks=tiling.boxes,
         worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
         shared_bytes=shared,
-        work=work_of(geometry),
+        work=work_of(geometry, arrangement),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,

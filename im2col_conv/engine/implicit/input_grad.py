@@ -36,9 +36,11 @@ __all__ = ["input_grad", "plan_input_grad"]
 
 
 @lru_cache(maxsize=256)
-def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> ImplicitPlan:
+def plan_input_grad(
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
+) -> ImplicitPlan:
     """Draw the tiles of a pass to the input, over (groups, N, *size, chunks of C)."""
-    arrangement = arrangement_for(geometry)
+    arrangement = arrangement_for(geometry, layout)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, _ = channels_in_groups(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.size, "dx", dtype, workspace - shared)
@@ -51,7 +53,7 @@ def plan_input_grad(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
         tasks=tiling.boxes,
         worker_bytes=worker_bytes(geometry, arrangement, numbers, n, outs, dtype),
         shared_bytes=shared,
-        work=work_of(geometry),
+        work=work_of(geometry, arrangement),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,

@@ -1,4 +1,4 @@
-"""Where the lines of y and dout lie: in the image itself, or in a copy of which lines are rows."""
+"""Where lines of y and dout lie: in the image itself or in a copy, as rows or as columns."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ __all__ = [
     "BLOCK",
     "OUTPUTS",
     "blocks",
-    "channels_inner",
     "images_inner",
     "lines_at",
     "load_outputs",
+    "load_rows",
     "output_numbers",
     "room_for_outputs",
+    "room_for_rows",
+    "row_steps",
     "steps",
     "store_outputs",
+    "store_rows",
 ]
 
 BLOCK = 64  # filters, or positions, of one product
@@ -53,6 +56,56 @@ def room_for_outputs(
     return scratch.array(name, (f, row_of(cells)), dtype)[:, :cells].reshape(image.shape)
 
 
+def room_for_rows(scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
+    """Return memory (n, *outs, f) for ``image[f, n, *outs]``: the image itself, if it can be."""
+    rows = _rows_of(image)
+    if _has_rows(rows, dtype):
+        return rows
+    memory = scratch.array(name, (*rows.shape[:-1], row_of(len(image))), dtype)
+    return memory[..., : len(image)]
+
+
+def load_rows(
+    blas: OpenBlas, scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]
+) -> Array:
+    """Return memory (n, *outs, f) with the numbers of ``image[f, n, *outs]``."""
+    memory = room_for_rows(scratch, name, image, dtype)
+    if not np.may_share_memory(memory, image):
+        move(blas, image, last_to(0, memory))
+    return memory
+
+
+def store_rows(blas: OpenBlas, memory: Array, image: Array) -> None:
+    """Fill ``image`` with the numbers of its memory; nothing if they are the same."""
+    if not np.may_share_memory(memory, image):
+        move(blas, last_to(0, memory), image)
+
+
+def _rows_of(image: Array) -> Array:
+    return image.transpose(*range(1, image.ndim), 0)
+
+
+def _has_rows(rows: Array, dtype: np.dtype[Any]) -> bool:
+    """Say whether products can read the rows of ``rows[n, *outs, f]``, and not only a copy."""
+    *outer, item = rows.strides
+    row = rows.shape[-1] * dtype.itemsize
+    return (
+        rows.dtype == dtype
+        and rows.flags.aligned
+        and (item == dtype.itemsize or rows.shape[-1] == 1)
+        and all(
+            size == 1 or (step >= row and step % dtype.itemsize == 0)
+            for size, step in zip(rows.shape[:-1], outer, strict=True)
+        )
+    )
+
+
+def row_steps(memory: Array) -> Shape:
+    """Return the numbers from one row (n, *outer, out) to the next, and along each other axis."""
+    *outer, out = [max(step // memory.itemsize, memory.shape[-1]) for step in memory.strides[:-1]]
+    return (out, *outer)
+
+
 def load_outputs(
     blas: OpenBlas,
     scratch: Scratch,
@@ -63,7 +116,7 @@ def load_outputs(
 ) -> Array:
     """Return memory with the numbers of dout, or of dout.T with its channels innermost."""
     if name == "dout.T" and not interleaved:
-        return channels_inner(blas, scratch, image, dtype)
+        return load_rows(blas, scratch, name, image, dtype)
     memory = room_for_outputs(scratch, name, interleaved, image, dtype)
     store_outputs(blas, interleaved, memory, image, back=True)
     return memory
@@ -84,15 +137,6 @@ def images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Return a view [c, n, *cells] of memory in which n is innermost."""
     c, n, *cells = shape
     return last_to(1, scratch.array("images", (c, *cells, n), dtype))
-
-
-def channels_inner(blas: OpenBlas, scratch: Scratch, image: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a copy (n, *outs, f) of ``image[f, n, *outs]``, with some numbers to spare."""
-    f, *positions = image.shape
-    memory = scratch.array("dout.T", (*positions, row_of(f)), dtype)
-    move(blas, image, last_to(0, memory[..., :f]))
-    memory[..., f:] = 0  # or whether all is finite could depend on what lay there before
-    return memory
 
 
 def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:

@@ -31,6 +31,7 @@ from im2col_conv.engine.implicit.lines import (
     load_outputs,
     output_numbers,
     room_for_outputs,
+    row_steps,
     steps,
     store_outputs,
 )
@@ -154,7 +155,7 @@ class ChannelsOuter:
         if self.interleaved:
             blas.run(_weight_grad_by_lines(tile, steps(dout)), x, span(dout), dw)
         else:
-            blas.run(_weight_grad(tile), x, dout, dw)
+            blas.run(_weight_grad(tile, row_steps(dout)), x, span(dout), dw)
 
     def _order(self, shape: Shape) -> Shape:
         """Return the shape of the memory of x or dx: (image, *outer, c, line)."""
@@ -205,11 +206,10 @@ class _Lines:
         lines = lines_at(self._pairs.out, self._outer, apart)
         return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
 
-    def dout_rows(self, f: Array) -> Operand:
+    def dout_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each pair: a row for each of them, columns from ``f``."""
-        row = row_of(self._tile.F)
-        outs = self._pairs.out * self._tile.axes[-1].outs + self._pairs.at
-        return Operand(outs * row + f, row)
+        lines = lines_at(self._pairs.out, self._outer, apart)
+        return Operand(lines + self._pairs.at * apart[0] + f, apart[0])
 
     def weights(self, f: Array) -> Operand:
         """Return each pair's matrix in weights (last taps, F, other taps, C)."""
@@ -241,10 +241,10 @@ def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile) -> Products:
+def _weight_grad(tile: Tile, apart: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 2)
     # dW.T (rC, F) += x lines (rC, L) @ dout (L, F)
-    x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.dout_rows(f, apart), lines.weight_sums(f)
     return Products(lines.depth, F, lines.length, x, dout, dW)
 
 

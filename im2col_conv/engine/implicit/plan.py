@@ -121,8 +121,8 @@ def _length(part: slice, size: int) -> int:
     return stop - start
 
 
-def arrangement_for(geometry: ConvGeometry) -> Arrangement:
-    """Return how a tile lies: by the channels that an output sees."""
+def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
+    """Return how a tile lies: by the channels that an output sees, and where they lie."""
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
         return Bands(geometry.stride[-2], geometry.dilation[-2], geometry.stride[-1])
     if is_pointwise(geometry):
@@ -130,11 +130,12 @@ def arrangement_for(geometry: ConvGeometry) -> Arrangement:
     long = geometry.out[-1] >= LONG_LINE
     stride = geometry.stride[-1]
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
-    if stride == 1 and DEEP <= rows <= DEEPEST:
+    last = layout == "channels_last"
+    if stride == 1 and DEEP <= rows <= DEEPEST and not last:
         return ChannelsOuter(interleaved=not long)
     if rows * geometry.kernel[-1] <= FEW:
-        return Spread(interleaved=not long, kernel=geometry.kernel[-1])
-    return ChannelsInner(stride == 1 and not long, planes=long, stride=stride)
+        return Spread(not long and not last, kernel=geometry.kernel[-1], by_rows=last)
+    return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
@@ -160,9 +161,10 @@ def tiles_of(
     channels = C if made == "dx" else F
     if isinstance(arrangement, Bands):
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
-        return _planes_of(geometry, axes, channels, units * channels)
+        shares = shares_of(geometry, arrangement)
+        return _planes_of(geometry, axes, channels, units * channels, shares)
     one = arrangement.chunk(channels)
-    chunks, shares = -(-channels // one), shares_of(geometry)
+    chunks, shares = -(-channels // one), shares_of(geometry, arrangement)
     total, split = geometry.N * math.prod(axes), groups
     if arrangement.chunks_first:
         split *= chunks
@@ -211,9 +213,11 @@ def tile_numbers(
     )
 
 
-def _planes_of(geometry: ConvGeometry, axes: Shape, channels: int, units: int) -> Tiling:
+def _planes_of(
+    geometry: ConvGeometry, axes: Shape, channels: int, units: int, shares: int
+) -> Tiling:
     """Return tiles of some planes of one image, or of part of a plane."""
-    share = -(-channels * math.prod(axes) * geometry.N // shares_of(geometry))
+    share = -(-channels * math.prod(axes) * geometry.N // shares)
     planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
     extent, step = planes.extent, planes.step
     return Tiling((1, geometry.N, *extent[1:], extent[0]), (1, 1, *step[1:], step[0]))
@@ -248,16 +252,16 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
     return 100 * lines * depth * width
 
 
-def shares_of(geometry: ConvGeometry) -> int:
+def shares_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    work = work_of(geometry)
+    work = work_of(geometry, arrangement)
     least = 2 if work >= ImplicitPlan.least_shared else 1
     return max(least, min(SHARES, int(work // LEAST_WORK)))
 
 
-def work_of(geometry: ConvGeometry) -> int:
+def work_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
     """Return the operations that large products would do in the time of a pass."""
-    return geometry.flops * arrangement_for(geometry).flop_cost
+    return geometry.flops * arrangement.flop_cost
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

@@ -33,10 +33,14 @@ from im2col_conv.engine.implicit.lines import (
     images_inner,
     lines_at,
     load_outputs,
+    load_rows,
     output_numbers,
     room_for_outputs,
+    room_for_rows,
+    row_steps,
     steps,
     store_outputs,
+    store_rows,
 )
 from im2col_conv.engine.implicit.moves import move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
@@ -68,6 +72,8 @@ class Spread:
         Whether the images of a tile lie cell by cell.
     kernel : int
         Taps of the last axis.
+    by_rows : bool
+        Whether y and dout have a row for each output, as where channels are innermost in memory.
     """
 
     tile_bytes: ClassVar[int] = 2**21
@@ -76,6 +82,7 @@ class Spread:
 
     interleaved: bool
     kernel: int
+    by_rows: bool
 
     def chunk(self, channels: int) -> int:
         return channels
@@ -85,7 +92,7 @@ class Spread:
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         if name in OUTPUTS:
-            return output_numbers(name, self.interleaved, c, n, outs)
+            return output_numbers("dout.T" if self.by_rows else name, self.interleaved, c, n, outs)
         images = c * n * math.prod(cells) if self.interleaved else 0
         return math.prod(self._order(c, n, cells[:-1], outs[-1])) + images
 
@@ -101,6 +108,8 @@ class Spread:
         tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
+        if name in OUTPUTS and self.by_rows:
+            return load_rows(blas, scratch, name, image, dtype)
         if name in OUTPUTS:
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
         if self.interleaved:
@@ -124,6 +133,8 @@ class Spread:
     def room(
         self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
+        if name in OUTPUTS and self.by_rows:
+            return room_for_rows(scratch, name, image, dtype)
         if name in OUTPUTS:
             return room_for_outputs(scratch, name, self.interleaved, image, dtype)
         return self._rows(scratch, name, tile, dtype)
@@ -138,6 +149,9 @@ class Spread:
         tile: Tile,
         b: Array | None,
     ) -> None:
+        if name in OUTPUTS and self.by_rows:
+            store_rows(blas, memory, image)
+            return
         if name in OUTPUTS:
             store_outputs(blas, self.interleaved, memory, image)
             return
@@ -153,10 +167,11 @@ class Spread:
         return sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
-        """Return (g, 1, F, other taps, taps of the last axis, C)."""
+        """Return (g, 1, F, other taps, taps of the last axis, C), by rows with F at the end."""
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
-        return Made(np.ascontiguousarray(rows.transpose(0, 1, 2, 4, 5, 3), dtype))
+        order = (0, 1, 4, 5, 3, 2) if self.by_rows else (0, 1, 2, 4, 5, 3)
+        return Made(np.ascontiguousarray(rows.transpose(order), dtype))
 
     input_grad_weights = forward_weights
 
@@ -171,23 +186,33 @@ class Spread:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        products = _forward(tile, self.interleaved, steps(y), b is None)
+        if self.by_rows:
+            products = _forward_by_rows(tile, row_steps(y), b is None)
+        else:
+            products = _forward(tile, self.interleaved, steps(y), b is None)
         if b is not None:
-            y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
+            y[...] = b if self.by_rows else b.reshape(-1, *[1] * (y.ndim - 1))
         elif not products.overwrites:
             y[...] = 0
-        blas.run(products, W, x, span(y))
+        if self.by_rows:
+            blas.run(products, x, W, span(y))
+        else:
+            blas.run(products, W, x, span(y))
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
-        blas.run(_input_grad(tile, self.interleaved, steps(dout)), W, span(dout), dx)
+        if self.by_rows:
+            products = _input_grad_by_rows(tile, row_steps(dout))
+        else:
+            products = _input_grad(tile, self.interleaved, steps(dout))
+        blas.run(products, W, span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         finite = is_finite(dout)
         if self.interleaved:
             blas.run(_weight_grad_by_lines(tile, steps(dout), finite), x, span(dout), dw)
         else:
-            blas.run(_weight_grad(tile, finite), x, dout, dw)
+            blas.run(_weight_grad(tile, row_steps(dout), finite), x, span(dout), dw)
 
     def _order(self, c: int, n: int, outer: Shape, outs: int) -> Shape:
         """Return the shape of the memory of x or dx: (image, *outer, tap, c, line)."""
@@ -282,18 +307,18 @@ class _Lines:
         """Return the outputs of each run: a row for each filter from ``f``."""
         return Operand(lines_at(self._out, self._outer, apart) + f * apart[0] + self._at, apart[0])
 
-    def dout_rows(self, f: Array) -> Operand:
+    def y_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each run: a row for each of them, columns from ``f``."""
-        row = row_of(self._tile.F)
-        return Operand((self._out * self._tile.axes[-1].outs + self._at) * row + f, row)
+        lines = lines_at(self._out, self._outer, apart)
+        return Operand(lines + self._at * apart[0] + f, apart[0])
 
     def weights(self, f: Array) -> Operand:
         """Return each run's matrix in weights (F, other taps, last taps, C)."""
         row = self._tile.taps * self._tile.C
         return Operand(f * row + self._tap * self._window, row)
 
-    def weight_sums(self, f: Array) -> Operand:
-        """Return each run's matrix in sums (other taps, last taps, C, F)."""
+    def weight_columns(self, f: Array) -> Operand:
+        """Return each run's matrix in weights or their sums (other taps, last taps, C, F)."""
         F = self._tile.F
         return Operand(self._tap * self._window * F + f, F)
 
@@ -320,11 +345,11 @@ class _Taps:
         lines = lines_at(self._pairs.out, self._outer, apart)
         return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
 
-    def dout_rows(self, f: Array) -> Operand:
-        row, outs = row_of(self._tile.F), self._tile.axes[-1].outs
-        return Operand((self._pairs.out * outs + self._pairs.at) * row + f, row)
+    def y_rows(self, f: Array, apart: Shape) -> Operand:
+        lines = lines_at(self._pairs.out, self._outer, apart)
+        return Operand(lines + self._pairs.at * apart[0] + f, apart[0])
 
-    def weight_sums(self, f: Array) -> Operand:
+    def weight_columns(self, f: Array) -> Operand:
         F = self._tile.F
         return Operand(self._tap * self._tile.C * F + f, F)
 
@@ -346,11 +371,28 @@ def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, finite: bool) -> Products:
+def _forward_by_rows(tile: Tile, apart: Shape, fresh: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 3)
+    # y rows (L, F) += x rows.T (L, K) @ W.T (K, F)
+    x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
+    over = lines.leads & fresh
+    return Products(lines.length, F, lines.depth, x, W, y, transposed="a", fresh=over)
+
+
+@lru_cache(maxsize=KEPT)
+def _input_grad_by_rows(tile: Tile, apart: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 3)
+    # dx rows (K, L) += W.T (K, F) @ dout rows.T (F, L)
+    W, dout = lines.weight_columns(f), lines.y_rows(f, apart)
+    return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="b")
+
+
+@lru_cache(maxsize=KEPT)
+def _weight_grad(tile: Tile, apart: Shape, finite: bool) -> Products:
     lines = _Lines(tile, interleaved=False) if finite else _Taps(tile, interleaved=False)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout (L, F)
-    x, dout, dW = lines.x(), lines.dout_rows(f), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.y_rows(f, apart), lines.weight_columns(f)
     return Products(lines.depth, F, lines.length, x, dout, dW)
 
 
@@ -359,5 +401,5 @@ def _weight_grad_by_lines(tile: Tile, apart: Shape, finite: bool) -> Products:
     lines = _Lines(tile, interleaved=True) if finite else _Taps(tile, interleaved=True)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
-    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_columns(f)
     return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")

@@ -57,10 +57,11 @@ class WeightGradPlan(ImplicitPlan):
 
 @lru_cache(maxsize=256)
 def plan_weight_grad(
-    geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
-    arrangement, shares = arrangement_for(geometry), shares_of(geometry)
+    arrangement = arrangement_for(geometry, layout)
+    shares = shares_of(geometry, arrangement)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, _, F = channels_in_groups(geometry, arrangement)
     most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
@@ -87,7 +88,7 @@ def plan_weight_grad(
         tasks=sums * chunks.boxes,
         worker_bytes=tile_bytes + own_bytes,
         shared_bytes=sums * sum_bytes if sums > 1 else 0,
-        work=work_of(geometry),
+        work=work_of(geometry, arrangement),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,
