@@ -200,6 +200,8 @@ def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Arr
     def begin(shared: Scratch) -> Work:
         if isinstance(plan, im2col_input_grad.InputGradPlan):
             return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
+        if isinstance(plan, im2col_input_grad.GatherPlan):
+            return im2col_input_grad.gather(plan, dout, w.array, b, dx)
         assert isinstance(plan, ImplicitPlan)
         return implicit_input_grad.input_grad(plan, _blas(), shared, dout, w, b, dx)
 

@@ -42,7 +42,7 @@ def plan_forward(
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
     unit = (
-        column_bytes(columns, arithmetic.operand_type(x_type))
+        column_bytes(K, arithmetic.operand_type(x_type))
         + F * arithmetic.dtype.itemsize
         + arithmetic.extra_bytes(F + K)
     )

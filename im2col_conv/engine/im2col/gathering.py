@@ -44,9 +44,9 @@ def gather_tile(
     return matrix
 
 
-def column_bytes(columns: Columns, dtype: np.dtype[Any]) -> int:
-    """Return what the column of one position takes, with its share of the largest band."""
-    nbytes = columns.window * dtype.itemsize
+def column_bytes(window: int, dtype: np.dtype[Any]) -> int:
+    """Return what a column of ``window`` numbers takes, with its share of the largest band."""
+    nbytes = window * dtype.itemsize
     return nbytes + nbytes // BAND_SHARE
 
 

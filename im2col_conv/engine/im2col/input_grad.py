@@ -1,16 +1,20 @@
-"""Backward to the input, dx = col2im(W.T @ dout), in blocks of the input.
+"""Backward to the input, dx = col2im(W.T @ dout), in blocks of the input, or as a forward pass.
 
 Windows overlap, so tiles of output positions add to the same cells. Therefore the *input* is cut:
 a block is some channels of some images, and one worker makes all that is added to it, tile after
 tile. The sums do not depend on who makes which block. Each column is made once, but where the cells
 of one image are cut as well: then outputs whose windows lie across a cut are made for both sides.
+
+With stride 1 the same sum, ordered by cells, is a convolution of dout, padded, with the flipped
+weights: the note's flip and pad. A gather copies where a scatter reads, adds and writes; so where
+dout has not many more channels than x, dx is made as a forward pass makes y.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +24,7 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.boxes import outputs_touching
 from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_matrix
+from im2col_conv.engine.im2col.forward import ForwardPlan, forward, plan_forward
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
@@ -27,7 +32,9 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, scatter
 
-__all__ = ["InputGradPlan", "input_grad", "plan_input_grad"]
+__all__ = ["GatherPlan", "InputGradPlan", "gather", "input_grad", "plan_input_grad"]
+
+MOST_FILTERS = 2  # for each channel, where a gather of dout is no larger than the scatter
 
 ENOUGH_POSITIONS = 1024
 BUFFER_BYTES = 4 * TILE_BYTES
@@ -52,6 +59,13 @@ class InputGradPlan(Plan):
         return (images, groups, *positions)
 
 
+@dataclass(frozen=True)
+class GatherPlan(Plan):
+    """The plan of the forward pass that makes dx."""
+
+    forward: ForwardPlan
+
+
 @lru_cache(maxsize=256)
 def plan_input_grad(
     geometry: ConvGeometry,
@@ -59,8 +73,55 @@ def plan_input_grad(
     dout_type: np.dtype[Any],
     result: np.dtype[Any],
     workspace: int,
+) -> InputGradPlan | GatherPlan:
+    """Draw the plan of a pass to the input from shapes and types alone."""
+    adjoint = _adjoint(geometry)
+    few = geometry.F <= MOST_FILTERS * geometry.C
+    if adjoint is None or not few or math.prod(geometry.w_shape) > math.prod(geometry.y_shape):
+        return _plan_scatter(geometry, layout, dout_type, result, workspace)
+    w_bytes = math.prod(geometry.w_shape) * result.itemsize
+    forward = plan_forward(adjoint, layout, dout_type, result, max(workspace - w_bytes, 0))
+    return GatherPlan(
+        tiling=forward.tiling,
+        tasks=forward.tasks,
+        worker_bytes=forward.worker_bytes,
+        shared_bytes=forward.shared_bytes + w_bytes,
+        work=forward.work,
+        forward=forward,
+    )
+
+
+def _adjoint(geometry: ConvGeometry) -> ConvGeometry | None:
+    """Return the convolution of dout that makes dx; None if there is none.
+
+    It needs a stride of 1, no more padding than a window reaches, and cells.
+    """
+    padding = tuple(
+        (reach - 1 - before, reach - 1 - after)
+        for reach, (before, after) in zip(geometry.reach, geometry.padding, strict=True)
+    )
+    if set(geometry.stride) != {1} or min(map(min, padding)) < 0 or 0 in geometry.size:
+        return None
+    return replace(geometry, C=geometry.F, F=geometry.C, size=geometry.out, padding=padding)
+
+
+def gather(plan: GatherPlan, dout: Array, w: Array, b: Array | None, dx: Array) -> Work:
+    """Return what fills ``dx`` with the convolution of ``dout`` and ``w`` flipped, plus ``b``."""
+    G, (F, C, *kernel) = plan.forward.columns.geometry.groups, w.shape
+    flipped = np.flip(
+        w.reshape(G, F // G, C, *kernel).swapaxes(1, 2), tuple(range(-len(kernel), 0))
+    )
+    return forward(plan.forward, dout, flipped.reshape(G * C, F // G, *kernel), b, dx)
+
+
+def _plan_scatter(
+    geometry: ConvGeometry,
+    layout: str,
+    dout_type: np.dtype[Any],
+    result: np.dtype[Any],
+    workspace: int,
 ) -> InputGradPlan:
-    """Draw the blocks and tiles of a pass to the input from shapes and types alone."""
+    """Draw the blocks and tiles of a scatter."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     item = arithmetic.dtype.itemsize
     F = geometry.F // geometry.groups
@@ -102,7 +163,8 @@ def _block_channels(geometry: ConvGeometry, item: int) -> int:
     if not is_small(geometry.flops):
         images_together = max(1, ENOUGH_POSITIONS // geometry.positions)
         others = geometry.groups * max(1, geometry.N // images_together)
-        channels = max(1, min(channels, C * others // SHARES))
+        if C * others >= SHARES:  # else the cells of an image are shared
+            channels = min(channels, C * others // SHARES)
     return -(-C // -(-C // channels))
 
 

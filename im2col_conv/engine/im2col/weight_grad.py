@@ -2,7 +2,8 @@
 
 All tiles add to the same sum. So that it does not depend on who adds what when, the tiles are dealt
 out in order to a fixed number of partial sums; one worker makes a partial sum from first tile to
-last, and in the end they are added in order.
+last, and in the end they are added in order. Where dw is large, that would cost more than it saves:
+there is one sum, cut by channels, and a worker gathers the windows of some channels alone.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from im2col_conv.engine.im2col.columns import Columns, columns_for, tile_matrix
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, total_of
-from im2col_conv.engine.tiling import SHARES, affordable, cut, shared_positions
+from im2col_conv.engine.tiling import SHARES, TILE_BYTES, affordable, cut, shared_positions
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, last, tap_slices, whole
 
 __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
+CHEAP_SUM = 2**20  # bytes, up to which partial sums cost less than gathers by channels
+
 
 @dataclass(frozen=True)
 class WeightGradPlan(Plan):
-    """Tiles over (N, groups, *out), ``tasks`` partial sums."""
+    """Tiles over (N, groups, *out), ``sums`` partial sums of each of some runs of ``channels``."""
 
+    sums: int
+    channels: int
     columns: Columns
     arithmetic: Arithmetic
 
@@ -46,31 +51,38 @@ def plan_weight_grad(
 ) -> WeightGradPlan:
     """Draw the tiles and partial sums of a pass to the weights from shapes and types alone."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
-    _, _, K = geometry.gemm
-    F = geometry.F // geometry.groups
-    sum_bytes = geometry.F * K * arithmetic.dtype.itemsize
+    F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
+    sum_bytes = geometry.F * C * geometry.taps * arithmetic.dtype.itemsize
+    sums, parts = max(1, min(SHARES, workspace // 2 // sum_bytes)), 1
+    if sum_bytes > CHEAP_SUM and geometry.groups == 1:
+        sums, parts = 1, min(SHARES, C)
+    channels = -(-C // parts)
+    K = channels * geometry.taps
     conjugated = result.kind == "c"  # which takes a copy of the columns
     unit = (
-        (1 + conjugated) * column_bytes(columns, arithmetic.operand_type(x_type))
+        (1 + conjugated) * column_bytes(K, arithmetic.operand_type(x_type))
         + F * arithmetic.operand_type(dout_type).itemsize
         + arithmetic.extra_bytes(F + K)
     )
     extent = (geometry.N, geometry.groups, *geometry.out)
     total = geometry.N * geometry.groups * geometry.positions
-    sums = max(1, min(SHARES, workspace // 2 // sum_bytes))
     available = workspace - (sums + 1) * sum_bytes
-    units = shared_positions(total, unit, geometry.flops)
+    units = shared_positions(total, unit, geometry.flops) if parts == 1 else TILE_BYTES // unit
     units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
     sums = max(1, min(sums, tiling.boxes))
     return WeightGradPlan(
         tiling=tiling,
-        tasks=sums,
-        worker_bytes=unit * tiling.cells + sum_bytes * tiling.step[1] // geometry.groups,
-        shared_bytes=sums * sum_bytes,
+        tasks=sums * -(-C // channels),
+        worker_bytes=unit * tiling.cells
+        + sum_bytes // C * channels * tiling.step[1] // geometry.groups
+        + (sum_bytes // C * channels if sums == 1 else 0),
+        shared_bytes=sums * sum_bytes if sums > 1 else 0,
         work=geometry.flops,
         columns=columns,
         arithmetic=arithmetic,
+        sums=sums,
+        channels=channels,
     )
 
 
@@ -84,25 +96,36 @@ def weight_grad(
     """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     x, dout = by_group(x, geometry.groups), by_group(dout, geometry.groups)
-    G, F, K = geometry.groups, geometry.F // geometry.groups, columns.window
-    dw_sums = np.zeros((plan.tasks, G, F, K if dw is not None else 0), arithmetic.dtype)
-    db_sums = np.zeros((plan.tasks, G, F), arithmetic.dtype)
+    G, F, C = geometry.groups, geometry.F // geometry.groups, geometry.C // geometry.groups
+    parts = [slice(c, min(c + plan.channels, C)) for c in range(0, C, plan.channels)]
+    weights = None if dw is None else dw.reshape(G, F, C, *geometry.kernel)
+    partial = weights is not None and plan.sums > 1
+    dw_sums = np.zeros((plan.sums, G, F, C * geometry.taps * partial), arithmetic.dtype)
+    db_sums = np.zeros((plan.sums, G, F), arithmetic.dtype)
 
     def add_tiles(index: int, scratch: Scratch) -> None:
-        tiles = plan.tiling.boxes
-        for tile in range(index * tiles // plan.tasks, (index + 1) * tiles // plan.tasks):
+        number, part = divmod(index, len(parts))
+        channels, tiles = parts[part], plan.tiling.boxes
+        total = dw_sums[number]
+        if not partial:
+            depth = (channels.stop - channels.start) * geometry.taps
+            total = scratch.array("sum", (G, F, depth), arithmetic.dtype)
+            total[...] = 0
+        for tile in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
             images, groups, *box = plan.tiling[tile]
-            part = dout[groups, :, images, *box]
-            matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
-            if db is not None:
-                db_sums[index, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
-            if dw is not None:
-                product = _product(plan, scratch, matrix, x[groups, :, images], tuple(box))
-                dw_sums[index, groups] += product
+            given = dout[groups, :, images, *box]
+            matrix = tile_matrix(scratch, "dout", given, arithmetic.operand_type(dout.dtype))
+            if db is not None and part == 0:
+                db_sums[number, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
+            if weights is not None:
+                source = x[groups, channels, images]
+                total[groups] += _product(plan, scratch, matrix, source, tuple(box))
+        if weights is not None and not partial:
+            weights[:, :, channels] = columns.unpacked(total)
 
     def add_sums(_: int) -> None:
-        if dw is not None:
-            dw[...] = columns.unpacked(total_of(dw_sums)).reshape(dw.shape)
+        if weights is not None and partial:
+            weights[...] = columns.unpacked(total_of(dw_sums))
         if db is not None:
             db[...] = total_of(db_sums).reshape(db.shape)
 
@@ -115,7 +138,7 @@ def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box:
     cols = gather_tile(columns, scratch, x, arithmetic.operand_type(x.dtype), box)
     if arithmetic.dtype.kind == "c":
         cols = np.conjugate(cols)
-    product = scratch.array("dw", (*dout.shape[:2], columns.window), arithmetic.dtype)
+    product = scratch.array("dw", (*dout.shape[:2], cols.shape[1]), arithmetic.dtype)
     # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
     arithmetic.matmul(dout, cols.swapaxes(1, 2), product)
     if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
@@ -133,7 +156,7 @@ def _multiply_inside(
     """
     geometry = columns.geometry
     positions = (-1, *(o.stop - o.start for o in box))
-    (G, F), C = dout.shape[:2], geometry.C // geometry.groups
+    (G, F), C = dout.shape[:2], product.shape[-1] // geometry.taps
     dout = dout.reshape(G, F, *positions)
     dw = columns.unpacked(product)
     cols = np.moveaxis(columns.unpacked(cols.swapaxes(1, 2)), 1, -1)  # (g, c, *tap, L)
