@@ -18,8 +18,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine import pool
+from im2col_conv.engine import pool, processors
 from im2col_conv.engine import workers as engine_workers
+from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.tiling import Tiling, cut
 
 from .strategies import cases, integers_like
@@ -191,6 +192,94 @@ def test_the_floor_is_a_row_of_output_and_two_copies_of_w():
             lambda: ic.conv_grads(dout, x, w, needs=("w", "b"), **keywords),
         ):
             assert peak_beyond(call)[1] <= floor + PYTHON
+
+
+def test_buffers_wait_for_the_next_call_and_are_given_back():
+    (x, w, b, _), keywords = random_layer((4, 30, 40, 33), (20, 30, 3, 3), padding=1)
+    with ic.set_workspace(16 * MIB):
+        ic.conv(x, w, b, **keywords)
+        waiting = sum(scratch.nbytes for scratch in engine_workers._kept)
+        assert 0 < waiting <= min(engine_workers.KEPT_BYTES, 16 * MIB)
+    assert not engine_workers._kept
+
+
+def test_buffers_of_an_earlier_call_make_room_before_others_are_made():
+    scratch = engine_workers.Scratch()
+    with scratch:
+        scratch.array("a", (1000,), np.dtype(np.float32))
+    with scratch:
+        scratch.array("b", (500,), np.dtype(np.float64))
+        scratch.array("c", (10,), np.dtype(np.float64))
+        assert scratch.nbytes == 4080
+        assert scratch.array("b", (500,), np.dtype(np.float64)).ctypes.data % 64 == 0
+
+
+def test_what_a_buffer_holds_is_known_until_it_is_asked_for_again():
+    scratch, double = engine_workers.Scratch(), np.dtype(np.float64)
+    with scratch:
+        held = scratch.array("x", (3,), double)
+        scratch.know("x", (slice(2), 1), held)
+        assert scratch.known("x", (slice(2), 1)) is held
+        assert scratch.known("x", (slice(3), 1)) is None
+        scratch.array("x", (2,), double)
+        assert scratch.known("x", (slice(2), 1)) is None
+        scratch.know("x", 1, held)
+    assert scratch.known("x", 1) is None
+
+
+@pytest.mark.parametrize("workspace", [1, MIB, 64 * MIB])  # apart, apart, at once
+@layers
+def test_gradients_at_once_are_those_of_each_alone(layer, workspace):
+    x_shape, w_shape, keywords = LAYERS[layer]
+    (x, w, _, dout), keywords = random_layer(x_shape, w_shape, **keywords)
+    with ic.set_workspace(workspace):
+        together = ic.conv_grads(dout, x, w, **keywords)
+        dx = ic.conv_grads(dout, x, w, needs=("x",), **keywords).dx
+        _, dw, db = ic.conv_grads(dout, x, w, needs=("w", "b"), **keywords)
+    for one, other in zip(together, (dx, dw, db), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "plan"),
+    [
+        ((2, 5, 9, 7), (6, 5, 3, 2), {"padding": ((1, 2), (0, 1))}, "GatherPlan"),
+        ((3, 6, 8, 10), (9, 2, 2, 3), {"groups": 3, "dilation": (2, 1)}, "GatherPlan"),
+        ((2, 5, 9, 7), (6, 5, 3, 2), {"padding": ((1, 3), (0, 1))}, "InputGradPlan"),  # pads off
+        ((2, 5, 9, 7), (6, 5, 3, 2), {"stride": (1, 2)}, "InputGradPlan"),
+        ((2, 2, 9, 7), (6, 2, 3, 2), {}, "InputGradPlan"),  # many filters
+        ((1, 9, 3, 3), (9, 9, 3, 3), {}, "InputGradPlan"),  # large weights
+    ],
+)
+@layouts
+def test_dx_among_columns_by_gather_and_by_scatter(x_shape, w_shape, keywords, plan, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    double = np.dtype(np.float64)
+    drawn = input_grad_plan("im2col", geometry, layout, double, double, 64 * MIB)
+    assert type(drawn).__name__ == plan
+    (x, w, _, dout), keywords = random_layer(x_shape, w_shape, np.float64, layout, **keywords)
+    w, dout = np.rint(9 * w), np.rint(9 * dout)
+    dx = ic.conv_input_grad(dout, w, x.shape, algorithm="im2col", **keywords)
+    back = (lambda a: np.moveaxis(a, -1, 1)) if layout == "channels_last" else (lambda a: a)
+    keywords.pop("layout")
+    expected = reference.conv_input_grad(back(dout), w, x_shape, **keywords)
+    np.testing.assert_array_equal(back(dx), expected)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_large_sums_of_dw_are_cut_by_channels(layout):
+    x_shape, w_shape = (3, 37, 9, 8), (320, 37, 3, 4)  # 37 channels in runs of 5, the last of 2
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=1)
+    double = np.dtype(np.float64)
+    plan = weight_grad_plan("im2col", geometry, layout, double, double, double, 64 * MIB)
+    assert (plan.sums, plan.channels, plan.tasks) == (1, 5, 8)
+    (x, w, _, dout), keywords = random_layer(x_shape, w_shape, np.float64, layout, padding=1)
+    x, dout = np.rint(9 * x), np.rint(9 * dout)
+    _, dw, db = ic.conv_grads(dout, x, w, needs=("w", "b"), algorithm="im2col", **keywords)
+    if layout == "channels_last":
+        x, dout = (np.moveaxis(each, -1, 1) for each in (x, dout))
+    np.testing.assert_array_equal(dw, reference.conv_weight_grad(dout, x, w_shape, padding=1))
+    np.testing.assert_array_equal(db, dout.sum(axis=(0, 2, 3)))
 
 
 # --- tiling ---------------------------------------------------------------------------------------
@@ -378,6 +467,45 @@ def test_the_helpers_of_a_call_are_there_for_the_next():
     for _ in range(20):
         engine_workers.run_tasks(lambda *_: None, 1000, pool.MOST_HELPERS + 1)
         engine_workers.run_tasks(lambda *_: all_of_them.wait(), pool.MOST_HELPERS + 1, 1000)
+
+
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two processors and a system that tells which",
+)
+
+
+@needs_affinity
+def test_a_helper_runs_elsewhere_than_its_asker():
+    own, found = os.sched_getaffinity(0), []
+    both = threading.Barrier(2)
+
+    def task(index, scratch):
+        if threading.current_thread().name == "im2col_conv":
+            found.append(os.sched_getaffinity(0))
+        both.wait(20)
+
+    engine_workers.run_tasks(task, 2, 2)
+    assert len(found[0]) == len(own) - 1
+    assert found[0] < own
+    assert os.sched_getaffinity(0) == own
+
+
+@needs_affinity
+def test_helpers_work_where_the_system_refuses_to_move_them(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    monkeypatch.setattr(processors, "others", lambda: frozenset({0}))
+    done = []
+    engine_workers.run_tasks(lambda index, scratch: done.append(index), 50, 3)
+    assert sorted(done) == list(range(50))
+
+
+def test_without_a_c_library_that_tells_helpers_go_where_they_like(monkeypatch):
+    monkeypatch.setattr(processors, "_current", lambda: None)
+    assert processors.others() == frozenset()
 
 
 def test_helpers_keep_no_array_of_a_call():

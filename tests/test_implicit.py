@@ -1,5 +1,7 @@
 """The implicit way against the spine: equal on integers, whatever the geometry and the tiles."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
@@ -248,6 +251,56 @@ def test_auto_multiplies_large_pointwise_layers_where_they_lie():
     assert ways((8, 3, 224, 224), (64, 3, 1, 1)) == {"im2col"}  # few channels
     assert ways((256, 256, 4, 4), (256, 256, 1, 1)) == {"im2col"}  # few positions
     assert ways((1, 32, 16, 16), (32, 32, 1, 1)) == {"im2col"}  # little work
+
+
+@needs_blas
+def test_fresh_products_overwrite_and_the_others_add():
+    a, b, c = np.array([1.0, 2.0]), np.array([3.0, 5.0]), np.full(3, np.nan)
+    rows, fresh = np.array([0, 0, 2]), np.array([True, False, True])
+    products = Products(1, 1, 2, Operand(0, 2), Operand(0, 1), Operand(rows, 1), fresh=fresh)
+    private_blas().run(products, a, b, c)
+    np.testing.assert_array_equal(c, [26, np.nan, 13])
+
+
+@needs_blas
+def test_many_workers_make_each_block_of_weights_once():
+    made, memory, meet = [], np.zeros((2, 5, 3)), threading.Barrier(6)
+
+    def make(blas, scratch, group, block):
+        made.append((group, block))
+        memory[group, block] = 10 * group + block
+
+    weights, found = Blockwise(memory, make), []
+
+    def ask():
+        meet.wait()
+        found.append(weights.part(private_blas(), Scratch(), 1, slice(1, 5)).copy())
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert len(found) == 6
+    for each in found:
+        np.testing.assert_array_equal(each[:, 0], [11, 12, 13, 14])
+
+
+@needs_blas
+def test_a_block_that_failed_is_made_again():
+    memory, tries = np.zeros((1, 1)), []
+
+    def make(blas, scratch, group, block):
+        tries.append(block)
+        if len(tries) == 1:
+            raise MemoryError
+        memory[group, block] = 7
+
+    weights = Blockwise(memory, make)
+    with pytest.raises(MemoryError):
+        weights.part(private_blas(), Scratch(), 0, slice(0, 1))
+    assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
 
 
 @needs_blas

@@ -7,8 +7,9 @@
     implicit    the same products tap by tap, read where the input lies; a private BLAS
     winograd    fewer multiplications for kernels of 3 by 3, less exact, only if asked for
 
-They stand on ``tiling`` (how large a tile is), ``plan`` (what a pass takes), ``arithmetic`` (how
-numbers of a type are multiplied), ``workers``, ``pool`` and ``blas`` (who does it), ``products``
-and ``openblas`` (lists of small products and the library that does them), ``kernels`` (which of its
-kernels fit the processor) and ``settings``.
+They stand on ``jobs`` (one pass, or both gradients, as tasks), ``tiling`` (how large a tile is),
+``plan`` (what a pass takes), ``arithmetic`` (how numbers of a type are multiplied), ``workers``,
+``pool``, ``processors`` and ``blas`` (who does it, and where), ``products`` and ``openblas`` (lists
+of small products and the library that does them), ``kernels`` (which of its kernels fit the
+processor) and ``settings``.
 """

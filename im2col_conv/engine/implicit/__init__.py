@@ -12,7 +12,10 @@ one tap meets along one line of outputs are the rows of a matrix, which BLAS rea
     dx line (L, C) += y line (L, F) @ W_t' (F, C)       input_grad
     W_t     (C, F) += x line.T (C, L) @ y line (L, F)   weight_grad
 
-``tiles`` says which cells and outputs a tile has, ``lines`` how they lie in memory, ``pairs`` which
-lines meet at which tap. Outputs whose tap falls on padding are left out of a line, so no padding is
-stored, and infinity and NaN reach exactly the windows that hold them.
+How the numbers of a tile lie in memory is an *arrangement*, one module each: ``inner``, ``outer``,
+``spread``, ``bands``, ``pointwise``; ``plan`` picks one from the geometry and draws the tiles,
+``pairs`` says which lines meet at which tap, ``lines`` and ``moves`` where lines lie and how they
+get there, ``weights`` when weights are arranged. But for ``spread``, outputs whose tap falls on
+padding are left out of a line, so no padding is stored, and infinity and NaN reach exactly the
+windows that hold them.
 """

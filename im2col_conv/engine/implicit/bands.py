@@ -26,7 +26,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import move
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, is_finite, sums_of
-from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -130,11 +130,11 @@ class Bands:
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands: (1, C, outer taps, taps of the last axis, rows, K)."""
-        return Made(self._bands(w, dtype))
+        return Whole(self._bands(w, dtype))
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands transposed, which BLAS multiplies faster than if it is told to."""
-        return Made(np.ascontiguousarray(self._bands(w, dtype).swapaxes(-1, -2)))
+        return Whole(np.ascontiguousarray(self._bands(w, dtype).swapaxes(-1, -2)))
 
     def weight_sums(self, shape: Shape) -> Shape:
         _, channels, _, *outer, rows, last = shape
@@ -215,18 +215,11 @@ class _Rows:
         single = Axis(1, 1, 0, 1, 1, 1)
         planes = np.arange(tile.images * tile.C).reshape(-1, 1, 1, 1)
         pairs = pairs_of((*outer, single), 1)
-        lines = last.lines(SMALL_PRODUCT)
         rows = _bands(middle) if bands else _single_rows(middle)
-        # A tap that meets all of the last axis comes first, if there is one, and overwrites.
-        lines.sort(key=lambda line: line[3] < last.outs)
-        whole = (
-            bool(lines) and lines[0][3] == last.outs and sum(row[3] for row in rows) == middle.outs
-        )
-        single_tap = all(axis.kernel == 1 for axis in outer) and len(pairs.out) == math.prod(
-            axis.outs for axis in outer
-        )
-        first = 0 if bands and whole and single_tap else -1
-        self.leads = (np.arange(len(lines)) == first)[:, None]
+        # A tap that meets all of the last axis comes first, if there is one.
+        lines = sorted(last.lines(SMALL_PRODUCT), key=lambda line: line[3] < last.outs)
+        first = bool(lines) and lines[0][3] == last.outs and bands and _covers(outer, middle, rows)
+        self.leads = (np.arange(len(lines)) == (0 if first else -1))[:, None]
         out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
         first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, 1, -1))
         at, last_cell, tap, self.length = _columns(lines, 4, (1, 1, -1, 1))
@@ -246,6 +239,12 @@ class _Rows:
         phase = last_cell % last.stride * tile.images * tile.C
         row = ((phase + planes) * outer_cells + cell) * middle.cells + first_row
         self.x = Operand(row * line + last_cell // last.stride, line)
+
+
+def _covers(outer: Sequence[Axis], middle: Axis, rows: Sequence[tuple[int, ...]]) -> bool:
+    """Say whether each row of outputs is in one band, and meets one tap of every outer axis."""
+    single = all(axis.kernel == 1 and len(axis.singles()) == axis.outs for axis in outer)
+    return single and sum(outs for *_, outs, _ in rows) == middle.outs
 
 
 def _bands(axis: Axis) -> list[tuple[int, ...]]:

@@ -78,7 +78,8 @@ def forward(
 
     def draw(index: int) -> Step:
         groups, images, *box, part = plan.tiling[index]
-        return step_of(plan, groups, part, images, tuple(box), cells_seen(geometry, tuple(box)))
+        cells = cells_seen(geometry, tuple(box))
+        return step_of(plan, "y", groups, part, images, tuple(box), cells)
 
     def fill(index: int, scratch: Scratch) -> None:
         step = plan.step(index, lambda: draw(index))

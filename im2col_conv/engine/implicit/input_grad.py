@@ -18,7 +18,7 @@ from im2col_conv.engine.implicit.plan import (
     Step,
     arrangement_for,
     channels_in_groups,
-    step_back_of,
+    step_of,
     tile_numbers,
     tiles_of,
     weight_bytes,
@@ -83,7 +83,7 @@ def input_grad(
     def draw(index: int) -> Step:
         groups, images, *cells, part = plan.tiling[index]
         box = outputs_touching(geometry, tuple(cells))
-        return step_back_of(plan, groups, part, images, box, tuple(cells))
+        return step_of(plan, "dx", groups, part, images, box, tuple(cells))
 
     def fill(index: int, scratch: Scratch) -> None:
         step = plan.step(index, lambda: draw(index))

@@ -59,7 +59,7 @@ def room_for_outputs(
 def room_for_rows(scratch: Scratch, name: str, image: Array, dtype: np.dtype[Any]) -> Array:
     """Return memory (n, *outs, f) for ``image[f, n, *outs]``: the image itself, if it can be."""
     rows = _rows_of(image)
-    if _has_rows(rows, dtype):
+    if _has_lines(rows, dtype):
         return rows
     memory = scratch.array(name, (*rows.shape[:-1], row_of(len(image))), dtype)
     return memory[..., : len(image)]
@@ -83,21 +83,6 @@ def store_rows(blas: OpenBlas, memory: Array, image: Array) -> None:
 
 def _rows_of(image: Array) -> Array:
     return image.transpose(*range(1, image.ndim), 0)
-
-
-def _has_rows(rows: Array, dtype: np.dtype[Any]) -> bool:
-    """Say whether products can read the rows of ``rows[n, *outs, f]``, and not only a copy."""
-    *outer, item = rows.strides
-    row = rows.shape[-1] * dtype.itemsize
-    return (
-        rows.dtype == dtype
-        and rows.flags.aligned
-        and (item == dtype.itemsize or rows.shape[-1] == 1)
-        and all(
-            size == 1 or (step >= row and step % dtype.itemsize == 0)
-            for size, step in zip(rows.shape[:-1], outer, strict=True)
-        )
-    )
 
 
 def row_steps(memory: Array) -> Shape:
@@ -140,7 +125,7 @@ def images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
 
 
 def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:
-    """Say whether products can read the lines of ``image[f, n, *outs]``, and not only a copy."""
+    """Say whether products can read the lines of the last axis, and not only a copy."""
     *outer, item = image.strides
     line = image.shape[-1] * dtype.itemsize
     return (

@@ -38,7 +38,7 @@ from im2col_conv.engine.implicit.lines import (
 from im2col_conv.engine.implicit.moves import move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
-from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -125,7 +125,7 @@ class ChannelsOuter:
         """Return (g, 1, taps of the last axis, F, other taps, C)."""
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
-        return Made(np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype))
+        return Whole(np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype))
 
     input_grad_weights = forward_weights
 

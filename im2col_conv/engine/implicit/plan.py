@@ -28,7 +28,6 @@ __all__ = [
     "channels_in_groups",
     "channels_of",
     "shares_of",
-    "step_back_of",
     "step_of",
     "tile_numbers",
     "tiles_of",
@@ -40,12 +39,13 @@ __all__ = [
 # Measured: docs/performance.md.
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
-Made: TypeAlias = Literal["y", "dx", "dout.T"]
-
 FEW = 200  # channels times taps of the last two axes
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
+
+Made: TypeAlias = Literal["y", "dx", "dout.T"]
+"""What a tile makes, by name; for dw it is the part of dout that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,34 +91,24 @@ class Step(NamedTuple):
 
 
 def step_of(
-    plan: ImplicitPlan, groups: slice, part: slice, images: slice, box: Slices, cells: Slices
+    plan: ImplicitPlan,
+    made: Made,
+    groups: slice,
+    part: slice,
+    images: slice,
+    box: Slices,
+    cells: Slices,
 ) -> Step:
-    """Return the step that makes outputs ``box`` from ``cells``, for some chunks of filters."""
+    """Return the step in which outputs ``box`` meet ``cells``, for chunks of the channels made."""
     _, C, F = channels_in_groups(plan.geometry, plan.arrangement)
-    g, f = groups.start, channels_of(part, plan.arrangement.chunk(F), F)
-    c = plan.arrangement.partners(f)
-    tile = Tile(
-        axes_between(plan.geometry, box, cells), _length(images, 0), _length(c, C), _length(f, F)
-    )
-    return Step(g, part, f, (g, c, images, *cells), (g, f, images, *box), tile)
-
-
-def step_back_of(
-    plan: ImplicitPlan, groups: slice, part: slice, images: slice, box: Slices, cells: Slices
-) -> Step:
-    """Return the step that makes ``cells`` from outputs ``box``, for some chunks of channels."""
-    _, C, F = channels_in_groups(plan.geometry, plan.arrangement)
-    g, c = groups.start, channels_of(part, plan.arrangement.chunk(C), C)
-    f = plan.arrangement.partners(c)
-    tile = Tile(
-        axes_between(plan.geometry, box, cells), _length(images, 0), _length(c, C), _length(f, F)
-    )
-    return Step(g, part, c, (g, f, images, *box), (g, c, images, *cells), tile)
-
-
-def _length(part: slice, size: int) -> int:
-    start, stop, _ = part.indices(size or part.stop)
-    return stop - start
+    g, channels = groups.start, C if made == "dx" else F
+    own = channels_of(part, plan.arrangement.chunk(channels), channels)
+    others = plan.arrangement.partners(own)
+    c, f = (own, others) if made == "dx" else (others, own)
+    lengths = (len(range(size)[p]) for size, p in ((plan.geometry.N, images), (C, c), (F, f)))
+    tile = Tile(axes_between(plan.geometry, box, cells), *lengths)
+    x, y = (g, c, images, *cells), (g, f, images, *box)
+    return Step(g, part, own, y, x, tile) if made == "dx" else Step(g, part, own, x, y, tile)
 
 
 def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:

@@ -30,7 +30,7 @@ from im2col_conv.engine.implicit.moves import (
     span,
 )
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
-from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -117,13 +117,13 @@ class Pointwise:
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
         g, F, C = w.shape[:3]
-        return Made(np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C))
+        return Whole(np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C))
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of C, F, C of a chunk), a view of the same."""
         g, F, C = w.shape[:3]
         chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C))
-        return Made(chunks.swapaxes(1, 2))
+        return Whole(chunks.swapaxes(1, 2))
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *_ = shape

@@ -53,7 +53,7 @@ from im2col_conv.engine.implicit.tile import (
     row_of,
     sums_of,
 )
-from im2col_conv.engine.implicit.weights import Arranged, Made
+from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -171,7 +171,7 @@ class Spread:
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
         order = (0, 1, 4, 5, 3, 2) if self.by_rows else (0, 1, 2, 4, 5, 3)
-        return Made(np.ascontiguousarray(rows.transpose(order), dtype))
+        return Whole(np.ascontiguousarray(rows.transpose(order), dtype))
 
     input_grad_weights = forward_weights
 

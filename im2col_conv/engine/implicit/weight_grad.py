@@ -135,7 +135,8 @@ def weight_grad(
 
 def _draw(plan: WeightGradPlan, at: int, groups: slice, part: slice) -> Step:
     images, *box = plan.tiling[at]
-    return step_of(plan, groups, part, images, tuple(box), cells_seen(plan.geometry, tuple(box)))
+    cells = cells_seen(plan.geometry, tuple(box))
+    return step_of(plan, "dout.T", groups, part, images, tuple(box), cells)
 
 
 class _Sums:

@@ -10,7 +10,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
-__all__ = ["Arranged", "Blockwise", "Made"]
+__all__ = ["Arranged", "Blockwise", "Whole"]
 
 
 class Arranged(Protocol):
@@ -24,7 +24,7 @@ class Arranged(Protocol):
         """Return some blocks of one group."""
 
 
-class Made:
+class Whole:
     """Weights that are there as a whole, often a view of those given."""
 
     def __init__(self, array: Array) -> None:
