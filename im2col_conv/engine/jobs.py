@@ -38,26 +38,27 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
     """
     if len(jobs) < 2:
         for job in jobs:
-            _run([job], workers_for(job.plan, workers, workspace))
+            _run(job, workers_for(job.plan, workers, workspace))
         return
     together = workers_for_all([job.plan for job in jobs], workers, workspace)
     apart = [workers_for(job.plan, workers, workspace) for job in jobs]
     if together >= max(apart):
-        _run(jobs, together)
+        _run_together(jobs, together)
         return
     for job, alone in zip(jobs, apart, strict=True):
-        _run([job], alone)
+        _run(job, alone)
 
 
-def _run(jobs: Sequence[Job], workers: int) -> None:
+def _run(job: Job, workers: int) -> None:
     with lend_scratch() as shared:
-        _share([job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs], workers)
+        work = job.begin(shared)
+        run_tasks(work.task, job.plan.tasks, workers)
+        work.finish(workers)
 
 
-def _share(works: Sequence[Work], tasks: Sequence[int], workers: int) -> None:
-    if len(works) == 1:
-        run_tasks(works[0].task, tasks[0], workers)
-    else:
+def _run_together(jobs: Sequence[Job], workers: int) -> None:
+    with lend_scratch() as shared:
+        works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
         ends = list(accumulate(tasks))
 
         def task(index: int, scratch: Scratch) -> None:
@@ -65,5 +66,5 @@ def _share(works: Sequence[Work], tasks: Sequence[int], workers: int) -> None:
             works[at].task(index - ends[at] + tasks[at], scratch)
 
         run_tasks(task, ends[-1], workers)
-    for work in works:
-        work.finish(workers)
+        for work in works:
+            work.finish(workers)

@@ -17,6 +17,7 @@ __all__ = ["Scratch", "Task", "drop_scratch", "lend_scratch", "run_tasks"]
 
 
 KEPT_BYTES = 2**25  # of all buffers that wait for the next call
+TINY_BYTES = 2**14  # of buffers that are always kept
 
 _kept: list[Scratch] = []
 
@@ -64,8 +65,12 @@ class Scratch:
         """Leave them to a later call, if they are small."""
         self._used.clear()
         self._known.clear()
-        if self.nbytes + sum(scratch.nbytes for scratch in _kept) <= KEPT_BYTES:
+        if self.nbytes <= TINY_BYTES or self.nbytes + _waiting() <= KEPT_BYTES:
             _kept.append(self)
+
+
+def _waiting() -> int:
+    return sum(scratch.nbytes for scratch in _kept)
 
 
 def lend_scratch() -> Scratch:
