@@ -56,7 +56,8 @@ def draw_panel(ax: Any, record: dict[str, Any], way: str, figure: str) -> None:
     for name, (_, color, marker) in CONTESTANTS.items():
         for direction, stroke in STROKES.items():
             points = curve(record, way, direction, figure, name)
-            values = [scale * value for value in points.values()]
+            # Nothing at all has no place on a logarithmic scale.
+            values = [scale * value or float("nan") for value in points.values()]
             style = {"color": color, "ls": stroke, "marker": marker, "ms": 7, "lw": 2}
             ax.plot(list(points), values, **style, mec="white", mew=0.8)
 
