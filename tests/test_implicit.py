@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import im2col_conv as ic
-from im2col_conv.engine import workers
+from im2col_conv.engine import choice, workers
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
@@ -301,6 +301,27 @@ def test_a_block_that_failed_is_made_again():
     with pytest.raises(MemoryError):
         weights.part(private_blas(), Scratch(), 0, slice(0, 1))
     assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("kernel", "x_shape", "w_shape", "keywords", "pays"),
+    [
+        ("SkylakeX", (4, 128, 30, 31), (64, 128, 3, 3), {}, True),
+        ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
+        ("Haswell", (4, 64, 30, 31), (65, 64, 3, 3), {}, False),
+        ("Zen", (4, 65, 30, 31), (64, 65, 3, 3), {}, False),
+        ("Haswell", (4, 128, 30, 31), (128, 1, 3, 3), {"groups": 128}, True),
+        ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
+        ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
+    ],
+)
+def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywords, pays):
+    class Library:
+        types = frozenset({np.dtype(np.float32)})
+
+    Library.kernel = kernel
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    assert choice._implicit_pays(geometry, np.dtype(np.float32), Library()) is pays
 
 
 @needs_blas

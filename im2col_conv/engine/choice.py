@@ -47,6 +47,8 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 
 # Measured: docs/performance.md.
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
+NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
+MOST_NARROW = 64  # channels, and filters, of a group
 LEAST_FLOPS = 2 * 10**6
 LEAST_LINE = 4
 LEAST_CHANNELS, LEAST_POSITIONS = 24, 32  # of pointwise layers: of a group, and of an image
@@ -89,7 +91,11 @@ def _way_of(
 
 def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
-    if blas is None or blas.kernel not in WIDE_KERNELS or dtype not in blas.types:
+    if blas is None or dtype not in blas.types:
+        return False
+    most = max(geometry.C, geometry.F) // geometry.groups
+    narrow = blas.kernel in NARROW_KERNELS and most <= MOST_NARROW and not is_pointwise(geometry)
+    if blas.kernel not in WIDE_KERNELS and not narrow:
         return False
     if is_pointwise(geometry):
         fewest = min(geometry.C, geometry.F) // geometry.groups
