@@ -12,6 +12,7 @@ import numpy.typing as npt
 from im2col_conv.arguments import Padding, PerAxis
 from im2col_conv.arrays import check_type, result_type
 from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
+from im2col_conv.engine.im2col.input_grad import GatherPlan
 from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
 from im2col_conv.engine.settings import get_workers, get_workspace
 from im2col_conv.geometry import ConvGeometry
@@ -181,8 +182,16 @@ def _passes(geometry: ConvGeometry, given: np.dtype[Any]) -> tuple[Pass, ...]:
         _pass(
             "weight gradient", f"dw ({M}, {K}) = dout ({M}, {N}) @ cols.T ({N}, {K})", weight_grad
         ),
-        _pass("input gradient", f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))", input_grad),
+        _pass("input gradient", _dx_product(geometry, input_grad), input_grad),
     )
+
+
+def _dx_product(geometry: ConvGeometry, plan: Plan) -> str:
+    M, N, K = geometry.gemm
+    if isinstance(plan, GatherPlan):
+        M, N, K = plan.forward.columns.geometry.gemm
+        return f"dx ({M}, {N}) = W flipped ({M}, {K}) @ cols of dout ({K}, {N})"
+    return f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))"
 
 
 def _pass(name: str, product: str, plan: Plan) -> Pass:

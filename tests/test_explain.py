@@ -97,3 +97,10 @@ def test_the_reference_imports_nothing_of_the_package():
             assert node.level == 0
             imported.add(node.module.split(".")[0])
     assert imported <= set(sys.stdlib_module_names) | {"numpy"}
+
+
+def test_dx_is_said_to_be_gathered_where_it_is():
+    gathered = ic.explain((2, 3, 9, 8), (4, 3, 3, 2), dtype=int).passes[2]
+    assert gathered.product == "dx (3, 144) = W flipped (3, 24) @ cols of dout (24, 144)"
+    scattered = ic.explain((2, 3, 9, 8), (4, 3, 3, 2), stride=2, dtype=int).passes[2]
+    assert scattered.product == "dx = col2im(W.T (18, 4) @ dout (4, 32))"
