@@ -1,6 +1,7 @@
 """The implicit way against the spine: equal on integers, whatever the geometry and the tiles."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -267,6 +268,7 @@ def test_many_workers_make_each_block_of_weights_once():
     made, memory, meet = [], np.zeros((2, 5, 3)), threading.Barrier(6)
 
     def make(blas, scratch, group, block):
+        time.sleep(0.01)  # so that the others have come, and wait
         made.append((group, block))
         memory[group, block] = 10 * group + block
 
