@@ -493,14 +493,27 @@ def test_a_helper_runs_elsewhere_than_its_asker():
 
 @needs_affinity
 def test_helpers_work_where_the_system_refuses_to_move_them(monkeypatch):
-    def refuse(*_):
+    asked = []
+
+    def refuse(thread, cpus):
+        asked.append(cpus)
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    monkeypatch.setattr(processors, "others", lambda: frozenset({0}))
+    monkeypatch.setattr(pool, "others", lambda: frozenset({-1}))  # where no helper is yet
     done = []
     engine_workers.run_tasks(lambda index, scratch: done.append(index), 50, 3)
     assert sorted(done) == list(range(50))
+    assert asked
+
+
+@needs_affinity
+def test_helpers_go_where_they_like_if_the_system_does_not_let_us_ask(monkeypatch):
+    def refuse(thread):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    assert processors.others() == frozenset()
 
 
 def test_without_a_c_library_that_tells_helpers_go_where_they_like(monkeypatch):

@@ -21,7 +21,10 @@ def others() -> Set[int]:
     current = _current()
     if current is None:
         return frozenset()
-    return os.sched_getaffinity(0) - {current()}
+    try:
+        return os.sched_getaffinity(0) - {current()}
+    except OSError:  # a system that does not let us ask
+        return frozenset()
 
 
 @cache

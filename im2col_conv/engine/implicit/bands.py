@@ -88,7 +88,6 @@ class Bands:
         if stride == 1:
             move(blas, image, memory[0].swapaxes(0, 1))
             return memory
-        memory[...] = 0  # or what is never read could be infinite
         for phase in range(len(memory)):
             part = image[..., phase::stride].swapaxes(0, 1)
             memory[phase, ..., : part.shape[-1]] = part

@@ -14,6 +14,7 @@ from im2col_conv.engine.implicit.plan import (
     Step,
     arrangement_for,
     channels_in_groups,
+    loaded,
     step_of,
     tile_numbers,
     tiles_of,
@@ -85,10 +86,7 @@ def forward(
         step = plan.step(index, lambda: draw(index))
         target = y[step.made]
         w_part = W.part(blas, scratch, step.group, step.part)
-        lines = scratch.known("x", step.seen)
-        if lines is None:  # tasks of one tile follow each other, and share what is loaded
-            lines = arrangement.load(blas, scratch, "x", x[step.seen], step.tile, plan.dtype)
-            scratch.know("x", step.seen, lines)
+        lines = loaded(plan, blas, scratch, "x", x, step)
         sums = arrangement.room(scratch, "y", target, step.tile, plan.dtype)
         b_part = None if bias is None else bias[step.group, step.channels]
         arrangement.forward(blas, step.tile, lines, w_part, sums, b_part)

@@ -18,6 +18,7 @@ from im2col_conv.engine.implicit.plan import (
     Step,
     arrangement_for,
     channels_in_groups,
+    loaded,
     step_of,
     tile_numbers,
     tiles_of,
@@ -89,10 +90,7 @@ def input_grad(
         step = plan.step(index, lambda: draw(index))
         target = dx[step.made]
         w_part = W.part(blas, scratch, step.group, step.part)
-        lines = scratch.known("dout", step.seen)
-        if lines is None:  # tasks of one tile follow each other, and share what is loaded
-            lines = arrangement.load(blas, scratch, "dout", dout[step.seen], step.tile, plan.dtype)
-            scratch.know("dout", step.seen, lines)
+        lines = loaded(plan, blas, scratch, "dout", dout, step)
         sums = arrangement.room(scratch, "dx", target, step.tile, plan.dtype)
         arrangement.input_grad(blas, step.tile, lines, w_part, sums)
         b_part = None if bias is None else bias[step.group, step.channels]

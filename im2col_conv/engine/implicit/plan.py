@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
@@ -16,8 +17,10 @@ from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
+from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import SHARES, Tiling, cut
+from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
@@ -27,6 +30,7 @@ __all__ = [
     "arrangement_for",
     "channels_in_groups",
     "channels_of",
+    "loaded",
     "shares_of",
     "step_of",
     "tile_numbers",
@@ -109,6 +113,21 @@ def step_of(
     tile = Tile(axes_between(plan.geometry, box, cells), *lengths)
     x, y = (g, c, images, *cells), (g, f, images, *box)
     return Step(g, part, own, y, x, tile) if made == "dx" else Step(g, part, own, x, y, tile)
+
+
+def loaded(
+    plan: ImplicitPlan, blas: OpenBlas, scratch: Scratch, name: str, images: Array, step: Step
+) -> Array:
+    """Return memory with what a step reads of ``images``.
+
+    Tasks of one tile follow each other: what one of them has loaded serves the next.
+    """
+    memory = scratch.known(name, step.seen)
+    if memory is None:
+        source = images[step.seen]
+        memory = plan.arrangement.load(blas, scratch, name, source, step.tile, plan.dtype)
+        scratch.know(name, step.seen, memory)
+    return memory
 
 
 def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:

@@ -20,6 +20,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     channels_of,
+    loaded,
     shares_of,
     step_of,
     tile_numbers,
@@ -121,11 +122,7 @@ def weight_grad(
             if db is not None:
                 sums.db[number, step.group, step.channels] += plan.arrangement.sums(douts, given)
             if total is not None:
-                lines = scratch.known("x", step.seen)
-                if lines is None:  # tasks of one tile follow each other
-                    source = x[step.seen]
-                    lines = plan.arrangement.load(blas, scratch, "x", source, step.tile, plan.dtype)
-                    scratch.know("x", step.seen, lines)
+                lines = loaded(plan, blas, scratch, "x", x, step)
                 plan.arrangement.weight_grad(blas, step.tile, douts, lines, total)
         if total is not None:
             sums.end(total, groups.start, part, scratch)
