@@ -258,7 +258,7 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
     """Return about what the list of products of a tile takes: some numbers for each product."""
     lines = images * math.prod(outs[:-1]) * geometry.taps
     depth, width = (-(-n // geometry.groups // 64) for n in (geometry.C, geometry.F))
-    return 100 * lines * depth * width
+    return 300 * lines * depth * width
 
 
 def shares_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
