@@ -15,6 +15,7 @@ __all__ = [
     "Tiling",
     "affordable",
     "cut",
+    "cut_evenly",
     "is_small",
     "shared_positions",
 ]
@@ -94,6 +95,23 @@ def cut(extent: tuple[int, ...], cells: int) -> Tiling:
         if longest < size:
             break
     return Tiling(extent, tuple(step))
+
+
+def cut_evenly(extent: tuple[int, ...], cells: int, shares: int) -> Tiling:
+    """Return what :func:`cut` does, in a few more boxes where ``shares`` workers get equal parts.
+
+    Examples
+    --------
+    >>> cut((100, 16, 16), 9000).boxes, cut_evenly((100, 16, 16), 9000, 2).step
+    (3, (25, 16, 16))
+    """
+    tiling = cut(extent, cells)
+    total = math.prod(extent)
+    for boxes in range(tiling.boxes, tiling.boxes + shares):
+        even = cut(extent, max(-(-total // boxes), 1))
+        if even.boxes % shares == 0:
+            return even
+    return tiling
 
 
 def shared_positions(total: int, unit_bytes: int, flops: int) -> int:

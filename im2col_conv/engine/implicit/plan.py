@@ -19,7 +19,7 @@ from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import SHARES, Tiling, cut
+from im2col_conv.engine.tiling import SHARES, Tiling, cut, cut_evenly
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
@@ -47,6 +47,7 @@ FEW = 200  # channels times taps of the last two axes
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
+EVEN = 4  # workers who should get as many tiles each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
 """What a tile makes, by name; for dw it is the part of dout that is read."""
@@ -143,7 +144,13 @@ def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
     if stride == 1 and DEEP <= rows <= DEEPEST and not last:
         return ChannelsOuter(interleaved=not long)
     if rows * geometry.kernel[-1] <= FEW:
-        return Spread(not long and not last, kernel=geometry.kernel[-1], by_rows=last)
+        return Spread(
+            not long and not last,
+            kernel=geometry.kernel[-1],
+            stride=stride,
+            reach=geometry.reach[-1],
+            by_rows=last,
+        )
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
 
 
@@ -181,6 +188,8 @@ def tiles_of(
     for at_once in (one, channels):  # one chunk at once, or else all that a task is given
         units = _units(geometry, arrangement, axes, made, at_once, dtype, available)
         tiling = cut((geometry.N, *axes), max(min(units, least), 1))
+        if groups * tiling.boxes * chunks % EVEN:
+            tiling = cut_evenly((geometry.N, *axes), max(min(units, least), 1), min(shares, EVEN))
         chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
         if chunk == 1:
             break

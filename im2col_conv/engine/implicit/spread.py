@@ -42,7 +42,7 @@ from im2col_conv.engine.implicit.lines import (
     store_outputs,
     store_rows,
 )
-from im2col_conv.engine.implicit.moves import move_images, span
+from im2col_conv.engine.implicit.moves import last_to, move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
@@ -70,8 +70,8 @@ class Spread:
     ----------
     interleaved : bool
         Whether the images of a tile lie cell by cell.
-    kernel : int
-        Taps of the last axis.
+    kernel, stride, reach : int
+        Taps of the last axis, its stride, and the cells from the first tap to the last.
     by_rows : bool
         Whether y and dout have a row for each output, as where channels are innermost in memory.
     """
@@ -82,6 +82,8 @@ class Spread:
 
     interleaved: bool
     kernel: int
+    stride: int
+    reach: int
     by_rows: bool
 
     def chunk(self, channels: int) -> int:
@@ -93,8 +95,8 @@ class Spread:
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         if name in OUTPUTS:
             return output_numbers("dout.T" if self.by_rows else name, self.interleaved, c, n, outs)
-        images = c * n * math.prod(cells) if self.interleaved else 0
-        return math.prod(self._order(c, n, cells[:-1], outs[-1])) + images
+        rows = math.prod(self._order(c, n, cells[:-1], outs[-1]))
+        return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + 2 * n * self.reach
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -112,22 +114,17 @@ class Spread:
             return load_rows(blas, scratch, name, image, dtype)
         if name in OUTPUTS:
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
-        if self.interleaved:
-            copy = images_inner(scratch, image.shape, dtype)
-            move_images(blas, image, copy)
-            image = copy
         memory = self._rows(scratch, name, tile, dtype)
         rows, axis = self._by_tap(memory, tile), tile.axes[-1]
-        inside = _inside(axis)
-        if inside.start < inside.stop:
-            rows[..., inside] = _windows(image, axis, inside)
-        for tap, outs, cells, paddings in _met(axis):
+        outs = _meeting(axis)
+        if outs.start < outs.stop:
+            together = self.interleaved
+            windows = _windows(blas, scratch, image, axis, outs, together, dtype)
+            for turn, view in enumerate(windows):
+                rows[turn :: len(windows), ..., outs] = view
+        for tap, _, _, paddings in _met(axis):
             for padding in paddings:
                 rows[tap][..., padding] = 0
-            for part in _without(outs, inside):
-                first = cells.start + (part.start - outs.start) * axis.stride
-                end = cells.start + (part.stop - outs.start - 1) * axis.stride + 1
-                rows[tap][..., part] = image[..., first : end : axis.stride]
         return memory
 
     def room(
@@ -250,32 +247,61 @@ def _met(axis: Axis) -> list[tuple[int, slice, slice, list[slice]]]:
 
 
 @lru_cache(maxsize=KEPT)
-def _inside(axis: Axis) -> slice:
-    """Return the outputs at which every tap meets a cell."""
-    met = [outs for _, outs, _, _ in _met(axis)]
-    start = max(outs.start for outs in met)
-    return slice(start, max(start, min(outs.stop for outs in met)))
+def _meeting(axis: Axis) -> slice:
+    """Return the outputs from the first to the last that meet a cell."""
+    met = [outs for _, outs, _, _ in _met(axis) if outs.start < outs.stop]
+    return slice(min((o.start for o in met), default=0), max((o.stop for o in met), default=0))
 
 
-def _without(outs: slice, inside: slice) -> list[slice]:
-    """Return what of ``outs`` is not ``inside``."""
-    if inside.start >= inside.stop:
-        parts = [outs]
+def _windows(
+    blas: OpenBlas,
+    scratch: Scratch,
+    image: Array,
+    axis: Axis,
+    outs: slice,
+    together: bool,
+    dtype: np.dtype[Any],
+) -> list[Array]:
+    """Return views [tap, c, n, *outer, out] of the cells that some outputs meet, of taps in turn.
+
+    They are views of a copy in which the images lie ``together`` cell by cell, or else cells that
+    are a stride apart lie side by side. Where an output meets no cell, they show any number.
+    """
+    c, n, *outer, _ = image.shape
+    each = n if together else 1  # numbers of a cell
+    phases = 1 if together else axis.stride
+    line = -(-axis.cells // phases)
+    step, turns = axis.stride // phases, phases // math.gcd(phases, axis.dilation)
+    firsts = [
+        divmod(outs.start * axis.stride + tap * axis.dilation + axis.lead, phases)
+        for tap in range(axis.kernel)
+    ]
+    before = max(0, -firsts[0][0]) * each
+    after = max(0, firsts[-1][0] + (outs.stop - outs.start - 1) * step + 1 - line) * each
+    size = math.prod(image.shape[:-1]) * phases * line
+    numbers = scratch.array("cells", (before + size + after,), dtype)
+    cells = numbers[before : before + size]
+    if together:
+        cells = last_to(1, cells.reshape(c, *outer, line, n))
+        move_images(blas, image, cells)
+        strides = cells.strides
     else:
-        parts = [slice(outs.start, inside.start), slice(inside.stop, outs.stop)]
-    return [part for part in parts if part.start < part.stop]
-
-
-def _windows(image: Array, axis: Axis, outs: slice) -> Array:
-    """Return the view [tap, c, n, *outer, out] of the cells that all taps of some outputs meet."""
-    cells = image[..., outs.start * axis.stride + axis.lead :]
-    *steps, step = cells.strides
-    return np.lib.stride_tricks.as_strided(
-        cells,
-        (axis.kernel, *image.shape[:-1], outs.stop - outs.start),
-        (step * axis.dilation, *steps, step * axis.stride),
-        writeable=False,
-    )
+        planes = cells.reshape(phases, *image.shape[:-1], line)
+        for phase in range(phases):
+            part = image[..., phase::phases]
+            planes[phase, ..., : part.shape[-1]] = part
+        strides = planes.strides[1:]
+    *lines, item = strides
+    return [
+        np.ndarray(
+            (-(-(axis.kernel - turn) // turns), *image.shape[:-1], outs.stop - outs.start),
+            dtype,
+            numbers,
+            (before + phase * (size // phases) + place * each) * dtype.itemsize,
+            (turns * axis.dilation // phases * item, *lines, step * item),
+        )
+        for turn, (place, phase) in enumerate(firsts[:turns])
+    ]
 
 
 class _Lines:
