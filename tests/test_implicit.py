@@ -19,7 +19,7 @@ from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
-from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
@@ -327,32 +327,35 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
 
 
 @needs_blas
-def test_no_product_touches_what_lies_beside_its_arrays():
+@pytest.mark.parametrize("by_rows", [True, False], ids=["bias of rows", "bias of columns"])
+def test_no_product_touches_what_lies_beside_its_arrays(by_rows):
     rng = np.random.default_rng(4)
     count, m, n, k = 5, 3, 4, 6
-    products = Products(
-        m,
-        n,
-        k,
-        Operand(np.arange(count) * m * k, k),
-        Operand(0, n),
-        Operand(np.arange(count) * m * n, n),
-    )
-    room = [np.full(size + 200, np.nan) for size in products.reach]
-    a, b, c = (space[100 : 100 + size] for space, size in zip(room, products.reach, strict=True))
-    a[:], b[:], c[:] = rng.random(a.size), rng.random(b.size), 0
-    private_blas().run(products, a, b, c)
-    np.testing.assert_allclose(
-        c.reshape(count, m, n), a.reshape(count, m, k) @ b.reshape(k, n), rtol=1e-14
-    )
+    each = np.arange(count)
+    A, B, C = Operand(each * m * k, k), Operand(0, n), Operand(each * m * n, n)
+    set_, bias = each != 2, Bias(each, by_rows)
+    products = Products(m, n, k, A, B, C, fresh=set_, bias=bias)
+    *sizes, ones = products.reach
+    assert (*sizes, ones) == (90, 24, 60, *((7, 4) if by_rows else (8, 3)))
+    room = [np.full(size + 200, np.nan) for size in sizes]
+    a, b, c, numbers = arrays = [space[100:-100] for space in room]
+    for array in arrays:
+        array[:] = rng.random(array.size)
+    expected = a.reshape(count, m, k) @ b.reshape(k, n)
+    expected[2] += c.reshape(count, m, n)[2]
+    for i in each[set_]:
+        expected[i] += numbers[i : i + m, None] if by_rows else numbers[i : i + n]
+    private_blas().run(products, *arrays)
+    np.testing.assert_allclose(c.reshape(count, m, n), expected, rtol=1e-14)
     for space in room:
         assert np.isnan(space[:100]).all()
         assert np.isnan(space[-100:]).all()
-    for short in range(3):
-        arrays = [a, b, c]
-        arrays[short] = arrays[short][:-1]
+    for short in range(4):
+        given = [array[: array.size - (i == short)] for i, array in enumerate(arrays)]
         with pytest.raises(ValueError, match="the products need"):
-            private_blas().run(products, *arrays)
+            private_blas().run(products, *given)
+    with pytest.raises(ValueError, match="need a bias"):
+        private_blas().run(products, a, b, c)
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,16 @@ class OpenBlas:
         }
         self.types = frozenset(self._functions)
 
-    def run(self, products: Products, a: Array, b: Array, c: Array) -> None:
+    def run(
+        self, products: Products, a: Array, b: Array, c: Array, bias: Array | None = None
+    ) -> None:
         """Do each of the ``products``, in order: C += A @ B.
 
         With two threads, products that add to the same cells of C would race; and since whoever
         limits the threads of a process may set ours as well, one is asked for each time.
         """
         self._one_thread(1)
-        products.run(self._functions[c.dtype].gemm_batch, a, b, c)
+        products.run(self._functions[c.dtype].gemm_batch, a, b, c, bias)
 
     def transpose(self, a: Array, out: Array) -> None:
         """Set the matrix ``out`` to ``a.T``; the rows of both are contiguous."""

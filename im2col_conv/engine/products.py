@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from im2col_conv.arrays import Array
 
-__all__ = ["Operand", "Products"]
+__all__ = ["Bias", "Operand", "Products"]
 
 Ints: TypeAlias = Array | int
 
@@ -26,6 +27,7 @@ KEPT_TABLES = 4  # of addresses, a list
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # CBLAS's numbers for these words
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = np.iinfo(np.int32).max  # of a size in C
+_A, _B, _C, _BIAS, _ONES = range(5)  # the arrays in which operands lie
 
 
 class Operand(NamedTuple):
@@ -33,6 +35,13 @@ class Operand(NamedTuple):
 
     offset: Ints
     ld: Ints
+
+
+class Bias(NamedTuple):
+    """Where the bias of a product's C begins: a number for each of its rows, or of its columns."""
+
+    offset: Ints
+    by_rows: bool
 
 
 class Products:
@@ -50,6 +59,9 @@ class Products:
         The operands that are stored transposed: A as (k, m), B as (n, k).
     fresh : bool or array of bool
         Which products overwrite their C.
+    bias : Bias, optional
+        What is added to each C that a fresh product sets, after the last product that begins where
+        C does: it is in the cache then.
 
     Examples
     --------
@@ -71,32 +83,45 @@ class Products:
         *,
         transposed: str = "",
         fresh: Array | bool = False,
+        bias: Bias | None = None,
     ) -> None:
-        table = np.stack(np.broadcast_arrays(m, n, k, *a, *b, *c, fresh)).reshape(10, -1)
-        m, n, k, a_offset, lda, b_offset, ldb, c_offset, ldc, fresh = table.astype(np.int64)
-        self.count = int(m.size)
-        self.reach = (
-            _reach(*((k, m) if "a" in transposed else (m, k)), a_offset, lda),
-            _reach(*((n, k) if "b" in transposed else (k, n)), b_offset, ldb),
-            _reach(m, n, c_offset, ldc),
-        )
-        self._offsets = np.stack((a_offset, b_offset, c_offset))
+        start = 0 if bias is None else bias.offset
+        words = [_TRANSPOSED if operand in transposed else _AS_IT_IS for operand in "ab"]
+        *columns, start = _columns(
+            *words, m, n, k, a.ld, b.ld, c.ld, np.logical_not(fresh), a.offset, b.offset, c.offset,
+            _A, _B, start,
+        )  # fmt: skip
+        entries = _Entries(*columns)
+        self.overwrites = not entries.beta.all()
+        arrays = [_A, _B, _C]
+        if bias is not None and self.overwrites:
+            entries = _with_bias(entries, start, bias.by_rows)
+            arrays += [_BIAS, _ONES]
+        self.count = int(entries.m.size)
+        self.reach = tuple(entries.reach(array) for array in arrays)
+        self._offsets = np.stack((entries.a, entries.b, entries.c))
+        self._lie_in = np.stack((entries.a_in, entries.b_in, np.full_like(entries.c, _C)))
         self._pointers: OrderedDict[tuple[int, ...], Array] = OrderedDict()
-        self._groups = _Groups(np.stack((m, n, k, lda, ldb, ldc, 1 - fresh)), transposed)
-
-    @property
-    def overwrites(self) -> bool:
-        """Whether some of the products are fresh."""
-        return self._groups.fresh
+        self._groups = _Groups(entries)
 
     @property
     def nbytes(self) -> int:
         """The memory of the list while it runs."""
-        return int((1 + KEPT_TABLES) * self._offsets.nbytes) + self._groups.nbytes
+        return int((2 + KEPT_TABLES) * self._offsets.nbytes) + self._groups.nbytes
 
-    def run(self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array) -> None:
-        """Do the products with CBLAS's ``gemm_batch`` of the arrays' type."""
-        for array, reach in zip((a, b, c), self.reach, strict=True):
+    def run(
+        self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array, bias: Array | None
+    ) -> None:
+        """Do the products with CBLAS's ``gemm_batch`` of the arrays' type.
+
+        A list without :class:`Bias` does not look at ``bias``.
+        """
+        arrays = [a, b, c]
+        if len(self.reach) > len(arrays):
+            if bias is None:
+                raise ValueError("the products need a bias")
+            arrays += [bias, _ones(self.reach[_ONES], c.dtype)]
+        for array, reach in zip(arrays, self.reach, strict=True):
             if array.size < reach or array.dtype != c.dtype or not array.flags.c_contiguous:
                 raise ValueError(
                     f"the products need {reach} numbers of {c.dtype} without gaps, got an array of "
@@ -106,7 +131,7 @@ class Products:
             raise ValueError("the products need a writeable array for their results")
         if self.count == 0:
             return
-        pointers = self._table(c.itemsize, a.ctypes.data, b.ctypes.data, c.ctypes.data)
+        pointers = self._table(c.itemsize, *[array.ctypes.data for array in arrays])
         at_a, at_b, at_c = _addresses(pointers)
         sizes = self._groups
         one, beta = sizes.factors[c.dtype]
@@ -124,7 +149,7 @@ class Products:
         key = (itemsize, *starts)
         table = self._pointers.get(key)
         if table is None:
-            table = self._offsets * itemsize + np.array(starts)[:, None]
+            table = self._offsets * itemsize + np.array(starts)[self._lie_in]
             self._pointers[key] = table
             while len(self._pointers) > KEPT_TABLES:
                 with suppress(KeyError):  # another thread was sooner
@@ -132,32 +157,88 @@ class Products:
         return table
 
 
+class _Entries(NamedTuple):
+    """What CBLAS is told of each product, and in which arrays its operands lie."""
+
+    word_a: Array
+    word_b: Array
+    m: Array
+    n: Array
+    k: Array
+    lda: Array
+    ldb: Array
+    ldc: Array
+    beta: Array
+    a: Array
+    b: Array
+    c: Array
+    a_in: Array
+    b_in: Array
+
+    def reach(self, array: int) -> int:
+        """Return how many numbers ``array`` must have to hold every matrix that lies in it."""
+        if array == _C:
+            return _reach(self.m, self.n, self.c, self.ldc)
+        turned_a, turned_b = self.word_a == _TRANSPOSED, self.word_b == _TRANSPOSED
+        a, b = self.a_in == array, self.b_in == array
+        rows_a, columns_a = np.where(turned_a, (self.k, self.m), (self.m, self.k))[:, a]
+        rows_b, columns_b = np.where(turned_b, (self.n, self.k), (self.k, self.n))[:, b]
+        return max(
+            _reach(rows_a, columns_a, self.a[a], self.lda[a]),
+            _reach(rows_b, columns_b, self.b[b], self.ldb[b]),
+        )
+
+
+def _columns(*numbers: Ints) -> Array:
+    """Return a row for each of ``numbers``, with one for each product."""
+    table: Array = np.stack(np.broadcast_arrays(*numbers)).reshape(len(numbers), -1)
+    return table.astype(np.int64)
+
+
+def _with_bias(entries: _Entries, start: Array, by_rows: bool) -> _Entries:
+    """Return the products with one more, of a depth of one, for each that sets its C."""
+    sets = np.flatnonzero(entries.beta == 0)
+    m, n, c, ldc = (numbers[sets] for numbers in (entries.m, entries.n, entries.c, entries.ldc))
+    # C (m, n) += bias (m, 1) @ ones (1, n), or ones (m, 1) @ bias (1, n)
+    a, b, a_in, b_in = (start[sets], 0, _BIAS, _ONES) if by_rows else (0, start[sets], _ONES, _BIAS)
+    added = _columns(_AS_IT_IS, _AS_IT_IS, m, n, 1, 1, n, ldc, 1, a, b, c, a_in, b_in)
+    begins, place = np.unique(entries.c, return_inverse=True)
+    last = np.zeros(len(begins), np.int64)
+    last[place] = np.arange(len(place))  # the last of those that begin at the same number
+    order = np.argsort(np.r_[np.arange(len(place)), last[place[sets]]], kind="stable")
+    return _Entries(*np.concatenate((np.stack(entries), added), axis=1)[:, order])
+
+
+def _ones(count: int, dtype: np.dtype[Any]) -> Array:
+    return _kept_ones(1 << (count - 1).bit_length(), dtype)
+
+
+@lru_cache(maxsize=4)
+def _kept_ones(count: int, dtype: np.dtype[Any]) -> Array:
+    return np.ones(count, dtype)
+
+
 class _Groups:
     """The sizes of a list as C wants them: once for neighbours that have the same."""
 
-    def __init__(self, sizes: Array, transposed: str) -> None:
+    def __init__(self, entries: _Entries) -> None:
+        sizes = np.stack(entries[: _Entries._fields.index("beta") + 1])
         if sizes.size and sizes.max() > _LARGEST:
             raise ValueError(f"a size of {sizes.max()} is more than BLAS takes, {_LARGEST}")
         changes = (np.diff(sizes) != 0).any(axis=0)
         starts = np.flatnonzero(np.r_[[True] * (sizes.shape[1] > 0), changes])
         lengths = np.diff(np.r_[starts, sizes.shape[1]]).astype(np.int32)
-        words = np.full((2, len(starts)), _AS_IT_IS, np.int32)
-        for operand in transposed:
-            words["ab".index(operand)] = _TRANSPOSED
-        table = np.ascontiguousarray(sizes[:6, starts], np.int32)
-        factors = {
-            dtype: np.stack((np.ones(len(starts)), sizes[6, starts])).astype(dtype)
-            for dtype in _TYPES
-        }
+        *integers, beta = sizes[:, starts]
+        table = np.array(integers, np.int32)
+        factors = {dtype: np.stack((np.ones(len(beta)), beta)).astype(dtype) for dtype in _TYPES}
         self.count = len(starts)
-        self.fresh = not factors[_TYPES[0]].all()
-        self.words = _addresses(words)
-        *self.mnk, self.lda, self.ldb, self.ldc = _addresses(table)
+        at = _addresses(table)
+        self.words, self.mnk, (self.lda, self.ldb, self.ldc) = at[:2], at[2:5], at[5:]
         self.lengths = lengths.ctypes.data
         self.factors: dict[Any, list[int]] = {
             dtype: _addresses(array) for dtype, array in factors.items()
         }
-        self._kept = (words, table, lengths, *factors.values())  # alive as long as their addresses
+        self._kept = (table, lengths, *factors.values())  # alive as long as their addresses
         self.nbytes: int = sum(array.nbytes for array in self._kept)
 
 

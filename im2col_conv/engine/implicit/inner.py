@@ -31,7 +31,7 @@ from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, row_of
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
@@ -39,7 +39,6 @@ __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
-ROWS = 64  # rows that are filled at once
 PACKED_AT_ONCE = 2**18  # numbers of weights between the copies that arrange them
 
 
@@ -169,12 +168,10 @@ class ChannelsInner:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        products = _forward(tile, self, W.shape[-1], b is None)
-        if b is not None:
-            _fill_rows(y, b)
-        elif not products.overwrites:
-            y[...] = 0
-        blas.run(products, x, W, y)
+        products = _forward(tile, self, W.shape[-1], b is not None)
+        if not products.overwrites:
+            y[..., : tile.F] = 0 if b is None else b
+        blas.run(products, x, W, y, b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         products = _input_grad(tile, self, W.shape[-1])
@@ -225,19 +222,6 @@ def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, A
     step = max(1, PACKED_AT_ONCE // (taps * many))
     for c in range(0, C, step):
         yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
-
-
-def _fill_rows(memory: Array, values: Array) -> None:
-    """Set each row of ``memory[..., c]`` to ``values``, many rows at a time.
-
-    NumPy copies short rows one by one. What follows the channels in a row is never read.
-    """
-    rows = memory.reshape(-1, memory.shape[-1])
-    first = rows[:ROWS]
-    first[:, : len(values)] = values
-    end = len(rows) // ROWS * ROWS
-    rows[ROWS:end].reshape(-1, first.size)[...] = first.reshape(-1)
-    rows[end:] = first[: len(rows) - end]
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None
@@ -318,14 +302,14 @@ class _Lines:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, lie: ChannelsInner, width: int, fresh: bool) -> Products:
-    lines = _Lines(tile, lie, "outs" if fresh else None)
+def _forward(tile: Tile, lie: ChannelsInner, width: int, biased: bool) -> Products:
+    lines = _Lines(tile, lie, "outs")
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
     x, y = lines.x(c, lie.planes), lines.y(f)
-    over = lines.leads & (c == 0)
-    return Products(lines.length, F, C, x, W, y, transposed=transposed, fresh=over)
+    over, b = lines.leads & (c == 0), Bias(f, by_rows=False) if biased else None
+    return Products(lines.length, F, C, x, W, y, transposed=transposed, fresh=over, bias=b)
 
 
 @lru_cache(maxsize=KEPT)

@@ -32,7 +32,7 @@ from im2col_conv.engine.implicit.moves import (
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Room
@@ -137,12 +137,10 @@ class Pointwise:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        if b is not None:
-            y[...] = b[:, None, None]
-        _multiply(blas, x, W, y, fresh=b is None)
+        _multiply(blas, x, W, y, b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        _multiply(blas, dout, W, dx, fresh=True, backward=True)
+        _multiply(blas, dout, W, dx, None, backward=True)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -197,18 +195,25 @@ def _lie_of(lines: Array) -> _Lie:
 
 
 def _multiply(
-    blas: OpenBlas, source: Array, W: Array, target: Array, *, fresh: bool, backward: bool = False
+    blas: OpenBlas,
+    source: Array,
+    W: Array,
+    target: Array,
+    bias: Array | None,
+    *,
+    backward: bool = False,
 ) -> None:
-    """Add W, or backward W.T, times ``source`` to ``target``; ``fresh``, set it to that."""
+    """Set ``target`` to W, or backward W.T, times ``source``, plus ``bias``."""
     given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
-    blas.run(_weighted(given, result, row, backward, fresh), span(a), span(b), span(target))
+    products = _weighted(given, result, row, backward, bias is not None)
+    blas.run(products, span(a), span(b), span(target), bias)
 
 
 @lru_cache(maxsize=KEPT)
-def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, fresh: bool) -> Products:
+def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, biased: bool) -> Products:
     if target.inner:
         left, right = not source.inner, not backward
     else:
@@ -217,11 +222,12 @@ def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, fresh: bool)
     n = np.arange(source.images)
     M, L, K = target.channels, target.positions, source.channels
     W, x, y = Operand(0, row), source.at(n, 0, 0), target.at(n, 0, 0)
+    b = Bias(0, by_rows=not target.inner) if biased else None
     if target.inner:
         # y.T (L, M) += x.T (L, K) @ W.T (K, M)
-        return Products(L, M, K, x, W, y, transposed=transposed, fresh=fresh)
+        return Products(L, M, K, x, W, y, transposed=transposed, fresh=True, bias=b)
     # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
-    return Products(M, L, K, W, x, y, transposed=transposed, fresh=fresh)
+    return Products(M, L, K, W, x, y, transposed=transposed, fresh=True, bias=b)
 
 
 @lru_cache(maxsize=KEPT)

@@ -55,7 +55,7 @@ from im2col_conv.engine.implicit.tile import (
 )
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
@@ -184,17 +184,14 @@ class Spread:
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
         if self.by_rows:
-            products = _forward_by_rows(tile, row_steps(y), b is None)
+            products = _forward_by_rows(tile, row_steps(y), b is not None)
         else:
-            products = _forward(tile, self.interleaved, steps(y), b is None)
-        if b is not None:
-            y[...] = b if self.by_rows else b.reshape(-1, *[1] * (y.ndim - 1))
-        elif not products.overwrites:
-            y[...] = 0
-        if self.by_rows:
-            blas.run(products, x, W, span(y))
-        else:
-            blas.run(products, W, x, span(y))
+            products = _forward(tile, self.interleaved, steps(y), b is not None)
+        if not products.overwrites:
+            filters_last = y if self.by_rows else y.transpose(*range(1, y.ndim), 0)
+            filters_last[...] = 0 if b is None else b
+        left, right = (x, W) if self.by_rows else (W, x)
+        blas.run(products, left, right, span(y), b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
@@ -381,11 +378,12 @@ class _Taps:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, interleaved: bool, apart: Shape, fresh: bool) -> Products:
+def _forward(tile: Tile, interleaved: bool, apart: Shape, biased: bool) -> Products:
     lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 3)
+    b = Bias(f, by_rows=True) if biased else None
     # y line (F, L) += W (F, K) @ x rows (K, L)
     W, x, y = lines.weights(f), lines.x(), lines.y(f, apart)
-    return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads & fresh)
+    return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads, bias=b)
 
 
 @lru_cache(maxsize=KEPT)
@@ -397,12 +395,13 @@ def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward_by_rows(tile: Tile, apart: Shape, fresh: bool) -> Products:
+def _forward_by_rows(tile: Tile, apart: Shape, biased: bool) -> Products:
     lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 3)
+    L, K = lines.length, lines.depth
     # y rows (L, F) += x rows.T (L, K) @ W.T (K, F)
     x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
-    over = lines.leads & fresh
-    return Products(lines.length, F, lines.depth, x, W, y, transposed="a", fresh=over)
+    b = Bias(f, by_rows=False) if biased else None
+    return Products(L, F, K, x, W, y, transposed="a", fresh=lines.leads, bias=b)
 
 
 @lru_cache(maxsize=KEPT)
