@@ -136,7 +136,7 @@ def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
         return Bands(geometry.stride[-2], geometry.dilation[-2], geometry.stride[-1])
     if is_pointwise(geometry):
-        return Pointwise()
+        return Pointwise(by_rows=layout == "channels_last")
     long = geometry.out[-1] >= LONG_LINE
     stride = geometry.stride[-1]
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])

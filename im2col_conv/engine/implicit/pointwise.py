@@ -5,9 +5,10 @@ r"""Images as they are, for kernels of one cell: all positions of an image are o
           dW^T\,(C \times F) \mathrel{+}= x\,(C \times L) \; dout^T\,(L \times F)
 
 with channels first in memory; with channels innermost, the transpose of either side. Images and W
-are read and filled where they lie, and copied only where they are no matrices. For dw, dout is
-copied with channels innermost if it does not lie so, since small products with a transposed right
-side are slow.
+are read and filled where they lie, and copied only where they are no matrices. They are cut in
+pieces that OpenBLAS multiplies without packing them. Small products with a transposed right side
+are slow: so for dw, dout is copied with channels innermost if it does not lie so, and forward by
+rows, W is turned.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from im2col_conv.engine.implicit.moves import (
     span,
 )
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
-from im2col_conv.engine.implicit.weights import Arranged, Whole
+from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
@@ -40,7 +41,8 @@ from im2col_conv.prepared import Room
 __all__ = ["Pointwise", "is_pointwise"]
 
 BLOCK = 64  # channels of a result in one product
-DEPTH = 240  # most that a product sums over
+DEPTH = 128  # most that a product sums over
+LINE = 96  # positions of one product
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -51,11 +53,19 @@ def is_pointwise(geometry: ConvGeometry) -> bool:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """The arrangement for kernels of one cell; memory is a view [c, n, position]."""
+    """The arrangement for kernels of one cell; memory is a view [c, n, position].
+
+    Attributes
+    ----------
+    by_rows : bool
+        Whether y has a row for each position, as where channels are innermost in memory.
+    """
 
     tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 1
     chunks_first: ClassVar[bool] = False
+
+    by_rows: bool
 
     def chunk(self, channels: int) -> int:
         return channels if channels % BLOCK else BLOCK
@@ -115,9 +125,17 @@ class Pointwise:
         return sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
-        """Return (g, chunks of F, F of a chunk, C), which is w itself if it lies so."""
+        """Return (g, chunks of F, F of a chunk, C), w itself if it can be; by rows, turned."""
         g, F, C = w.shape[:3]
-        return Whole(np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C))
+        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C)
+        if not self.by_rows:
+            return Whole(chunks)
+        W = room("weights", (g, C, F), dtype).reshape(g, C, -1, self.chunk(F)).swapaxes(1, 2)
+
+        def make(blas: OpenBlas, scratch: Scratch, group: int, chunk: int) -> None:
+            blas.transpose(chunks[group, chunk], W[group, chunk])
+
+        return Blockwise(W, make)
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of C, F, C of a chunk), a view of the same."""
@@ -137,10 +155,10 @@ class Pointwise:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        _multiply(blas, x, W, y, b)
+        _multiply(blas, x, W, y, b, turned=self.by_rows)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        _multiply(blas, dout, W, dx, None, backward=True)
+        _multiply(blas, dout, W, dx, None, turned=True)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -201,33 +219,35 @@ def _multiply(
     target: Array,
     bias: Array | None,
     *,
-    backward: bool = False,
+    turned: bool,
 ) -> None:
-    """Set ``target`` to W, or backward W.T, times ``source``, plus ``bias``."""
+    """Set ``target`` to W ``source``, plus ``bias``; W (M, K) may be stored ``turned``, as (K, M)."""
     given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
-    products = _weighted(given, result, row, backward, bias is not None)
+    products = _weighted(given, result, row, turned, bias is not None)
     blas.run(products, span(a), span(b), span(target), bias)
 
 
 @lru_cache(maxsize=KEPT)
-def _weighted(source: _Lie, target: _Lie, row: int, backward: bool, biased: bool) -> Products:
+def _weighted(source: _Lie, target: _Lie, row: int, turned: bool, biased: bool) -> Products:
     if target.inner:
-        left, right = not source.inner, not backward
+        left, right = not source.inner, not turned
     else:
-        left, right = backward, source.inner
+        left, right = turned, source.inner
     transposed = "a" * left + "b" * right
-    n = np.arange(source.images)
-    M, L, K = target.channels, target.positions, source.channels
-    W, x, y = Operand(0, row), source.at(n, 0, 0), target.at(n, 0, 0)
-    b = Bias(0, by_rows=not target.inner) if biased else None
+    n = np.arange(source.images).reshape(-1, 1, 1, 1)
+    (p, L), (m, M) = _pieces(target.positions, LINE, 1), _pieces(target.channels, BLOCK, 2)
+    k, K = _even_pieces(source.channels, DEPTH, 3)
+    W = Operand(k * row + m if turned else m * row + k, row)
+    x, y, first = source.at(n, k, p), target.at(n, m, p), k == 0
+    b = Bias(m, by_rows=not target.inner) if biased else None
     if target.inner:
-        # y.T (L, M) += x.T (L, K) @ W.T (K, M)
-        return Products(L, M, K, x, W, y, transposed=transposed, fresh=True, bias=b)
-    # y (M, L) += W (M, K) @ x (K, L), where dx has W.T for W
-    return Products(M, L, K, W, x, y, transposed=transposed, fresh=True, bias=b)
+        # y.T (L, M) += x.T (L, K) @ W.T (K, M); for dx, both with W.T for W
+        return Products(L, M, K, x, W, y, transposed=transposed, fresh=first, bias=b)
+    # y (M, L) += W (M, K) @ x (K, L)
+    return Products(M, L, K, W, x, y, transposed=transposed, fresh=first, bias=b)
 
 
 @lru_cache(maxsize=KEPT)
@@ -242,6 +262,14 @@ def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
     # dW.T (C, F) += x (C, L) @ dout.T (L, F)
     transposed = "a" if x.inner else ""
     return Products(C, F, L, x.at(n, c, p), dout.at(n, f, p), dW, transposed=transposed)
+
+
+def _even_pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:
+    """Return the same of pieces as long as each other."""
+    shape = tuple(-1 if i == axis else 1 for i in range(4))
+    pieces = -(-size // most)
+    bounds = np.arange(pieces + 1) * size // pieces
+    return bounds[:-1].reshape(shape), np.diff(bounds).reshape(shape)
 
 
 def _pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:

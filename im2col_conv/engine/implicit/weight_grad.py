@@ -29,6 +29,7 @@ from im2col_conv.engine.implicit.plan import (
     work_of,
     worker_bytes,
 )
+from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.tile import Shape
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
@@ -40,6 +41,7 @@ from im2col_conv.geometry import ConvGeometry
 __all__ = ["plan_weight_grad", "weight_grad"]
 
 CHEAP_SUM = 2**20  # bytes
+LEAST_SUMMED = 2048  # positions of a sum that pay for adding it to the others
 WORTH_SHARING = 2**20  # bytes of sums that pay for waking a second worker
 
 
@@ -65,15 +67,17 @@ def plan_weight_grad(
     shares = shares_of(geometry, arrangement)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, _, F = channels_in_groups(geometry, arrangement)
-    most = max(1, min(shares, workspace // 2 // sum_bytes - 1))
+    in_place = isinstance(arrangement, Pointwise)
+    summed = geometry.N * geometry.positions // LEAST_SUMMED if in_place else shares
+    most = max(1, min(shares, summed, workspace // 2 // sum_bytes - 1))
     available = workspace - (most + 1) * sum_bytes
     whole = tiles_of(geometry, arrangement, geometry.out, "dout.T", dtype, available)
     tiling = Tiling(whole.extent[1:-1], whole.step[1:-1])
-    # Bands: some planes a task. Else chunks copy the same cells each, so sums are shared instead
-    # where it costs little to add them up.
+    # Bands: some planes a task. Else chunks copy the same cells each, unless they are used in
+    # place, so sums are shared instead where it costs little to add them up.
     groups, blocks = whole.extent[0], whole.extent[-1]
     step = whole.step[-1] if geometry.groups > G else 1
-    if geometry.groups == G and sum_bytes <= CHEAP_SUM:
+    if geometry.groups == G and sum_bytes <= CHEAP_SUM and not in_place:
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
     chunks = Tiling((groups, blocks), (1, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
