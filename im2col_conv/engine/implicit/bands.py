@@ -34,7 +34,7 @@ from im2col_conv.prepared import Room
 
 __all__ = ["Bands"]
 
-ROWS = 7  # outputs of one band
+ROWS = 6  # outputs of one band
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Bands:
         Of the last axis: cells that are so far apart lie side by side.
     """
 
-    tile_bytes: ClassVar[int] = 2**20
+    tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 8
     chunks_first: ClassVar[bool] = False
 
