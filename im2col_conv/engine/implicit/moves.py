@@ -65,16 +65,35 @@ def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
     if source.dtype != target.dtype or not source.size:
         target[...] = source
         return
-    a, out = as_matrix(source), as_matrix(target)
-    if a is not None and out is not None and lies(a) and lies(out.T):
-        blas.transpose(a, out.T)
-    elif a is not None and out is not None and lies(a.T) and lies(out):
-        blas.transpose(a.T, out)
-    elif source.ndim > 2 and source[:, 0].size >= WORTH_A_CALL:
+    pair = _transposed(source, target)
+    if pair is not None:
+        blas.transpose(*pair)
+    elif source.ndim > 2 and _is_worth_calls(source[:, 0], target[:, 0]):
         for cells in range(source.shape[1]):
             move_matrix(blas, source[:, cells], target[:, cells])
     else:
         target[...] = source
+
+
+def _transposed(source: Array, target: Array) -> tuple[Array, Array] | None:
+    """Return views of which the second is the transpose of the first, both with contiguous rows."""
+    a, out = as_matrix(source), as_matrix(target)
+    if a is None or out is None:
+        return None
+    if lies(a) and lies(out.T):
+        return a, out.T
+    if lies(a.T) and lies(out):
+        return a.T, out
+    return None
+
+
+def _is_worth_calls(source: Array, target: Array) -> bool:
+    """Say whether an array is made of matrices so large that calls are sooner than one by NumPy."""
+    if source.size < WORTH_A_CALL:
+        return False
+    if _transposed(source, target) is not None:
+        return True
+    return source.ndim > 2 and _is_worth_calls(source[:, 0], target[:, 0])
 
 
 def last_to(axis: int, array: Array) -> Array:

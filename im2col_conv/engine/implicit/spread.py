@@ -76,7 +76,7 @@ class Spread:
         Whether y and dout have a row for each output, as where channels are innermost in memory.
     """
 
-    tile_bytes: ClassVar[int] = 2**21
+    tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 1
     chunks_first: ClassVar[bool] = False
 
