@@ -268,7 +268,7 @@ def test_dx_among_columns_by_gather_and_by_scatter(x_shape, w_shape, keywords, p
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_large_sums_of_dw_are_cut_by_channels(layout):
-    x_shape, w_shape = (3, 37, 9, 8), (320, 37, 3, 4)  # 37 channels in runs of 5, the last of 2
+    x_shape, w_shape = (12, 37, 9, 8), (320, 37, 3, 4)  # 37 channels in runs of 5, the last of 2
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=1)
     double = np.dtype(np.float64)
     plan = weight_grad_plan("im2col", geometry, layout, double, double, double, 64 * MIB)

@@ -18,14 +18,16 @@ __all__ = [
     "cut_evenly",
     "is_small",
     "shared_positions",
+    "shares_for",
 ]
 
 # Measured: docs/performance.md.
-TILE_BYTES = 2**21
+TILE_BYTES = 2**22
 LEAST_POSITIONS = 512
 LEAST_SHARE = 128
 LEAST_AFFORDED = 32
 SHARES = 8
+SHARE_FLOPS = 25 * 10**6
 SMALL_FLOPS = 10**7
 
 
@@ -122,8 +124,13 @@ def shared_positions(total: int, unit_bytes: int, flops: int) -> int:
     """
     units = max(TILE_BYTES // unit_bytes, LEAST_POSITIONS)
     if not is_small(flops):
-        units = min(units, max(-(-total // SHARES), LEAST_SHARE))
+        units = min(units, max(-(-total // shares_for(flops)), LEAST_SHARE))
     return units
+
+
+def shares_for(flops: int) -> int:
+    """Return in how many parts a pass should come at least: each costs time of its own."""
+    return max(2, min(SHARES, flops // SHARE_FLOPS))
 
 
 def affordable(geometry: ConvGeometry, units: int, unit_bytes: int, available: int) -> int:

@@ -21,7 +21,7 @@ __all__ = ["DIRECTIONS", "Seconds", "Timing", "threads_for_all", "time_layer"]
 
 DIRECTIONS = ("forward", "backward")
 
-_LEAST_SECONDS = 2e-3  # what is shorter is run several times in a row
+_LEAST_SECONDS = 2e-2  # what is shorter is run several times in a row
 _MOST_SECONDS = 10  # the turns of one contestant are so many that they take no longer
 _GLANCE_SECONDS = 0.01  # how often we look whether the process has come to rest
 _MOST_GLANCES = 50

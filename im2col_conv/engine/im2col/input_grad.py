@@ -27,7 +27,7 @@ from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_
 from im2col_conv.engine.im2col.forward import ForwardPlan, forward, plan_forward
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import SHARES, TILE_BYTES, Tiling, affordable, cut, is_small
+from im2col_conv.engine.tiling import TILE_BYTES, Tiling, affordable, cut, is_small, shares_for
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, scatter
@@ -37,7 +37,7 @@ __all__ = ["GatherPlan", "InputGradPlan", "gather", "input_grad", "plan_input_gr
 MOST_FILTERS = 2  # for each channel, where a gather of dout is no larger than the scatter
 
 ENOUGH_POSITIONS = 1024
-BUFFER_BYTES = 4 * TILE_BYTES
+BUFFER_BYTES = 2 * TILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def _block_channels(geometry: ConvGeometry, item: int) -> int:
     if not is_small(geometry.flops):
         images_together = max(1, ENOUGH_POSITIONS // geometry.positions)
         others = geometry.groups * max(1, geometry.N // images_together)
-        if C * others >= SHARES:  # else the cells of an image are shared
-            channels = min(channels, C * others // SHARES)
+        shares = shares_for(geometry.flops)
+        if C * others >= shares:  # else the cells of an image are shared
+            channels = min(channels, C * others // shares)
     return -(-C // -(-C // channels))
 
 
@@ -186,7 +187,7 @@ def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
 
     A cut makes the outputs of some ``reach`` cells twice, so pieces are much longer than that.
     """
-    pieces = -(-SHARES // max(blocks.boxes, 1))
+    pieces = -(-shares_for(geometry.flops) // max(blocks.boxes, 1))
     length = max(-(-geometry.size[0] // pieces), 8 * geometry.reach[0])
     step = (*blocks.step[:3], min(length, max(geometry.size[0], 1)), *blocks.step[4:])
     return Tiling(blocks.extent, step)

@@ -20,7 +20,7 @@ from im2col_conv.engine.im2col.columns import Columns, columns_for, tile_matrix
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, total_of
-from im2col_conv.engine.tiling import SHARES, TILE_BYTES, affordable, cut, shared_positions
+from im2col_conv.engine.tiling import TILE_BYTES, affordable, cut, shared_positions, shares_for
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, last, tap_slices, whole
@@ -53,9 +53,10 @@ def plan_weight_grad(
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     sum_bytes = geometry.F * C * geometry.taps * arithmetic.dtype.itemsize
-    sums, parts = max(1, min(SHARES, workspace // 2 // sum_bytes)), 1
+    shares = shares_for(geometry.flops)
+    sums, parts = max(1, min(shares, workspace // 2 // sum_bytes)), 1
     if sum_bytes > CHEAP_SUM and geometry.groups == 1:
-        sums, parts = 1, min(SHARES, C)
+        sums, parts = 1, min(shares, C)
     channels = -(-C // parts)
     K = channels * geometry.taps
     conjugated = result.kind == "c"  # which takes a copy of the columns

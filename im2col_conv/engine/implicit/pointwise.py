@@ -221,7 +221,7 @@ def _multiply(
     *,
     turned: bool,
 ) -> None:
-    """Set ``target`` to W ``source``, plus ``bias``; W (M, K) may be stored ``turned``, as (K, M)."""
+    """Set ``target`` to W ``source`` plus ``bias``; ``turned``, W (M, K) is stored as (K, M)."""
     given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
