@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -110,15 +109,16 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
 def _share(task: Task, tasks: int, workers: int) -> None:
     """Let ``workers`` threads, the caller first, draw the tasks one after another."""
     numbers = count()
-    failed = threading.Event()
+    failed = False
 
     def work() -> None:
+        nonlocal failed
         with lend_scratch() as scratch:
-            while not failed.is_set() and (index := next(numbers)) < tasks:
+            while not failed and (index := next(numbers)) < tasks:
                 try:
                     task(index, scratch)
                 except BaseException:
-                    failed.set()
+                    failed = True
                     raise
 
     helpers = [each for _ in range(workers - 1) if (each := pool.ask(work)) is not None]

@@ -15,6 +15,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     loaded,
+    shares_of,
     step_of,
     tile_numbers,
     tiles_of,
@@ -40,7 +41,8 @@ def plan_forward(
     arrangement = arrangement_for(geometry, layout)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, _, F = channels_in_groups(geometry, arrangement)
-    tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, workspace - shared)
+    available, shares = workspace - shared, shares_of(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, available, shares)
     _, n, *box, part = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
     filters = min(part * arrangement.chunk(F), F)

@@ -19,6 +19,7 @@ from im2col_conv.engine.implicit.plan import (
     arrangement_for,
     channels_in_groups,
     loaded,
+    shares_of,
     step_of,
     tile_numbers,
     tiles_of,
@@ -44,7 +45,8 @@ def plan_input_grad(
     arrangement = arrangement_for(geometry, layout)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, _ = channels_in_groups(geometry, arrangement)
-    tiling = tiles_of(geometry, arrangement, geometry.size, "dx", dtype, workspace - shared)
+    available, shares = workspace - shared, shares_of(geometry, arrangement)
+    tiling = tiles_of(geometry, arrangement, geometry.size, "dx", dtype, available, shares)
     _, n, *cells, part = tiling.step
     outs = most_outputs(geometry, tuple(cells))
     channels = min(part * arrangement.chunk(C), C)

@@ -167,20 +167,20 @@ def tiles_of(
     made: Made,
     dtype: np.dtype[Any],
     available: int,
+    shares: int,
 ) -> Tiling:
     """Return tiles over (groups, N, *axes, chunks of the channels that are ``made``).
 
-    As many positions as the cache holds; where that makes too few tiles to share, chunks of
+    As many positions as the cache holds; where that makes fewer tiles than ``shares``, chunks of
     channels are shared as well: their products are the same whoever makes them.
     """
     groups, C, F = channels_in_groups(geometry, arrangement)
     channels = C if made == "dx" else F
     if isinstance(arrangement, Bands):
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
-        shares = shares_of(geometry, arrangement)
         return _planes_of(geometry, axes, channels, units * channels, shares)
     one = arrangement.chunk(channels)
-    chunks, shares = -(-channels // one), shares_of(geometry, arrangement)
+    chunks = -(-channels // one)
     total, split = geometry.N * math.prod(axes), groups
     if arrangement.chunks_first:
         split *= chunks

@@ -71,7 +71,8 @@ def plan_weight_grad(
     summed = geometry.N * geometry.positions // LEAST_SUMMED if in_place else shares
     most = max(1, min(shares, summed, workspace // 2 // sum_bytes - 1))
     available = workspace - (most + 1) * sum_bytes
-    whole = tiles_of(geometry, arrangement, geometry.out, "dout.T", dtype, available)
+    tiles = most if in_place else shares
+    whole = tiles_of(geometry, arrangement, geometry.out, "dout.T", dtype, available, tiles)
     tiling = Tiling(whole.extent[1:-1], whole.step[1:-1])
     # Bands: some planes a task. Else chunks copy the same cells each, unless they are used in
     # place, so sums are shared instead where it costs little to add them up.
