@@ -477,48 +477,65 @@ needs_affinity = pytest.mark.skipif(
 
 @needs_affinity
 def test_a_helper_runs_elsewhere_than_its_asker():
-    own, found = os.sched_getaffinity(0), []
+    allowed, found = os.sched_getaffinity(0), {}
     both = threading.Barrier(2)
 
     def task(index, scratch):
-        if threading.current_thread().name == "im2col_conv":
-            found.append(os.sched_getaffinity(0))
+        found[threading.current_thread().name] = os.sched_getaffinity(0)
         both.wait(20)
 
     engine_workers.run_tasks(task, 2, 2)
-    assert len(found[0]) == len(own) - 1
-    assert found[0] < own
-    assert os.sched_getaffinity(0) == own
+    helper, caller = found.pop("im2col_conv"), *found.values()
+    assert len(caller) == 1
+    assert helper == allowed - caller
+    assert os.sched_getaffinity(0) == allowed
 
 
 @needs_affinity
-def test_helpers_work_where_the_system_refuses_to_move_them(monkeypatch):
+def test_a_call_that_fails_leaves_its_thread_where_it_may_run():
+    allowed = os.sched_getaffinity(0)
+    with pytest.raises(ZeroDivisionError):
+        engine_workers.run_tasks(lambda index, scratch: 1 / 0, 20, 2)
+    assert os.sched_getaffinity(0) == allowed
+
+
+@needs_affinity
+@pytest.mark.parametrize("refused", ["sched_setaffinity", "sched_getaffinity"])
+def test_helpers_work_where_the_system_refuses_to_part_threads(monkeypatch, refused):
     asked = []
 
-    def refuse(thread, cpus):
-        asked.append(cpus)
+    def refuse(*given):
+        asked.append(given)
         raise PermissionError
 
-    monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    monkeypatch.setattr(pool, "others", lambda: frozenset({-1}))  # where no helper is yet
+    monkeypatch.setattr(os, refused, refuse)
+    with processors.parted() as left:
+        assert left == frozenset()
     done = []
     engine_workers.run_tasks(lambda index, scratch: done.append(index), 50, 3)
     assert sorted(done) == list(range(50))
-    assert asked
+    assert len(asked) == 2
 
 
 @needs_affinity
-def test_helpers_go_where_they_like_if_the_system_does_not_let_us_ask(monkeypatch):
-    def refuse(thread):
+def test_a_helper_that_may_not_be_moved_works_where_it_is(monkeypatch):
+    def refuse(thread, cpus):
         raise PermissionError
 
-    monkeypatch.setattr(os, "sched_getaffinity", refuse)
-    assert processors.others() == frozenset()
+    helper = pool._Helper()
+    helper.start()
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    helper.go_to({-1})
+    begun = threading.Event()
+    work = pool.Help(begun.set, helper)
+    assert begun.wait(20)
+    assert work.end() is None
 
 
-def test_without_a_c_library_that_tells_helpers_go_where_they_like(monkeypatch):
+def test_without_a_c_library_that_tells_threads_go_where_they_like(monkeypatch):
     monkeypatch.setattr(processors, "_current", lambda: None)
-    assert processors.others() == frozenset()
+    with processors.parted() as left:
+        assert left == frozenset()
 
 
 def test_helpers_keep_no_array_of_a_call():

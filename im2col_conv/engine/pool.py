@@ -14,8 +14,6 @@ from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 
-from im2col_conv.engine.processors import others
-
 __all__ = ["Help", "ask"]
 
 MOST_HELPERS = max(os.cpu_count() or 1, 4)
@@ -65,8 +63,8 @@ class Help:
         return self._error
 
 
-def ask(work: Callable[[], None]) -> Help | None:
-    """Have ``work`` done by a helper, if one is to be had."""
+def ask(work: Callable[[], None], processors: Set[int]) -> Help | None:
+    """Have ``work`` done by a helper, if one is to be had, on one of the ``processors``."""
     try:
         helper = _idle.pop()
     except IndexError:
@@ -74,7 +72,7 @@ def ask(work: Callable[[], None]) -> Help | None:
         if new is None:
             return None
         helper = new
-    helper.go_to(others())
+    helper.go_to(processors)
     return Help(work, helper)
 
 

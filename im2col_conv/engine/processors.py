@@ -2,28 +2,49 @@
 
 A thread that is woken is put where it ran last or where its waker runs. Some systems, virtual
 machines above all, put it beside the waker although another processor is idle, and move it only
-milliseconds later: longer than a small layer takes (docs/performance.md). So a helper is told which
-processors it may use: those of the asking thread, but for the one on which that thread is.
+milliseconds later: longer than a layer takes (docs/performance.md). So as long as a call shares its
+work, the calling thread keeps to the processor on which it is, and helpers to the others of those
+that it may use.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
 from functools import cache
 
-__all__ = ["others"]
+__all__ = ["parted"]
 
 
-def others() -> Set[int]:
-    """Return the processors that the calling thread may use, without its own; none if not known."""
-    current = _current()
-    if current is None:
-        return frozenset()
+@contextmanager
+def parted() -> Iterator[Set[int]]:
+    """Keep the calling thread where it is, and yield the processors that are left for helpers.
+
+    None are, and nothing is changed, where the system does not tell, refuses, or has but one.
+    """
+    allowed, own = _allowed(), _current()
+    if own is None or len(allowed) < 2:
+        yield frozenset()
+        return
+    here = {own()}
     try:
-        return os.sched_getaffinity(0) - {current()}
-    except OSError:  # a system that does not let us ask
+        os.sched_setaffinity(0, here)
+    except OSError:
+        yield frozenset()
+        return
+    try:
+        yield allowed - here
+    finally:
+        with suppress(OSError):  # processors that are gone meanwhile
+            os.sched_setaffinity(0, allowed)
+
+
+def _allowed() -> Set[int]:
+    try:
+        return os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # a system that does not know of this, or let us ask
         return frozenset()
 
 

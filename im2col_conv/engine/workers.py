@@ -11,6 +11,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, aligned
 from im2col_conv.engine import blas, pool
+from im2col_conv.engine.processors import parted
 
 __all__ = ["Scratch", "Task", "drop_scratch", "lend_scratch", "run_tasks"]
 
@@ -121,11 +122,13 @@ def _share(task: Task, tasks: int, workers: int) -> None:
                     failed = True
                     raise
 
-    helpers = [each for _ in range(workers - 1) if (each := pool.ask(work)) is not None]
-    try:
-        work()
-    finally:
-        errors = [each.end() for each in helpers]
+    with parted() as left:
+        asked = [pool.ask(work, left) for _ in range(workers - 1)]
+        helpers = [each for each in asked if each is not None]
+        try:
+            work()
+        finally:
+            errors = [each.end() for each in helpers]
     for error in errors:
         if error is not None:
             raise error
