@@ -8,8 +8,9 @@ of the axis before it stand in the diagonals of a band :math:`B_j`, and R rows o
           dB_j \mathrel{+}= dout_{rows} \, x_{rows}^T,
 
 where dw is the sums of the diagonals of dB. The zeros beside the diagonals are multiplied as well,
-which is three times the work for 3x3, and still far faster than anything without a GEMM. Zero times
-infinity would be NaN: where x or dout is not finite, each row and tap is a product of its own.
+which is near three times the work for 3x3, and still far faster than anything without a GEMM. Where
+all strides are 1, dx is a forward pass of dout with w flipped. Zero times infinity would be NaN:
+where x or dout is not finite, each row and tap is a product of its own.
 """
 
 from __future__ import annotations
@@ -43,19 +44,18 @@ class Bands:
 
     Attributes
     ----------
-    stride, dilation : int
+    strides : tuple of int
+        Of all axes. Cells that are the last one apart lie side by side.
+    dilation : int
         Of the axis before the last, along which a band runs.
-    last_stride : int
-        Of the last axis: cells that are so far apart lie side by side.
     """
 
     tile_bytes: ClassVar[int] = 2**22
     flop_cost: ClassVar[int] = 8
     chunks_first: ClassVar[bool] = False
 
-    stride: int
+    strides: Shape
     dilation: int
-    last_stride: int
 
     def chunk(self, channels: int) -> int:
         return 1
@@ -65,7 +65,7 @@ class Bands:
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         if name in ("x", "dx"):
-            return math.prod(_order((c, n, *cells), self.last_stride))
+            return math.prod(_order((c, n, *cells), self.strides[-1]))
         return n * c * math.prod(outs)
 
     def packing(self, shape: Shape) -> int:
@@ -132,7 +132,9 @@ class Bands:
         return Whole(self._bands(w, dtype))
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
-        """Return the bands transposed, which BLAS multiplies faster than if it is told to."""
+        """Return the bands of w flipped, or transposed: BLAS need not be told to transpose them."""
+        if self._gathers_dx:
+            return Whole(self._bands(np.flip(w, tuple(range(3, w.ndim))), dtype))
         return Whole(np.ascontiguousarray(self._bands(w, dtype).swapaxes(-1, -2)))
 
     def weight_sums(self, shape: Shape) -> Shape:
@@ -160,12 +162,21 @@ class Bands:
                 break
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
+        if self._gathers_dx:
+            axes = tuple(axis.adjoint() for axis in tile.axes)
+            self.forward(blas, tile._replace(axes=axes), dout, W, dx, None)
+            return
         dx[...] = 0
         products = _input_grad(tile, self._depth(tile.axes[-2].kernel), is_finite(dout))
         blas.run(products, W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         blas.run(_weight_grad(tile, self._depth(tile.axes[-2].kernel)), dout, x, dw)
+
+    @property
+    def _gathers_dx(self) -> bool:
+        """Whether dx is made as y is, of dout and w flipped: rows of dx are then set but once."""
+        return set(self.strides) == {1}
 
     def _bands(self, w: Array, dtype: np.dtype[Any]) -> Array:
         bands = np.zeros(self.weight_sums(w.shape), dtype)
@@ -176,16 +187,16 @@ class Bands:
         return bands
 
     def _stride(self, name: str) -> int:
-        return self.last_stride if name in ("x", "dx") else 1
+        return self.strides[-1] if name in ("x", "dx") else 1
 
     def _depth(self, kernel: int) -> int:
         """Return K, the input rows that ROWS outputs see."""
-        return (ROWS - 1) * self.stride + (kernel - 1) * self.dilation + 1
+        return (ROWS - 1) * self.strides[-2] + (kernel - 1) * self.dilation + 1
 
     def _diagonals(self, kernel: int) -> tuple[Array, Array]:
         """Return where in a band each tap stands: (taps, rows) of row and column."""
         rows = np.arange(ROWS)
-        columns = rows * self.stride + np.arange(kernel)[:, None] * self.dilation
+        columns = rows * self.strides[-2] + np.arange(kernel)[:, None] * self.dilation
         return np.broadcast_to(rows, columns.shape), columns
 
 

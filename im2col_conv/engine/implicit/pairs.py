@@ -25,6 +25,11 @@ class Axis(NamedTuple):
     stride: int
     dilation: int
 
+    def adjoint(self) -> Axis:
+        """Return how cells meet the outputs at the taps in reverse, for a stride of 1."""
+        lead = -self.lead - (self.kernel - 1) * self.dilation
+        return self._replace(outs=self.cells, cells=self.outs, lead=lead)
+
     def lines(self, longest: int) -> list[tuple[int, int, int, int]]:
         """Return (first output, its cell, tap, outputs) of each tap that meets the tile's cells.
 

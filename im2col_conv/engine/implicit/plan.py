@@ -134,7 +134,7 @@ def loaded(
 def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees, and where they lie."""
     if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
-        return Bands(geometry.stride[-2], geometry.dilation[-2], geometry.stride[-1])
+        return Bands(geometry.stride, geometry.dilation[-2])
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
     long = geometry.out[-1] >= LONG_LINE
