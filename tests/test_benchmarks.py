@@ -132,6 +132,18 @@ def test_an_algorithm_that_does_not_cover_a_layer_takes_no_part():
         assert set(timed.seconds) == {"im2col_conv", "im2col_conv im2col"}
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "im2col"])
+def test_prepared_weights_are_prepared_once(monkeypatch, algorithm):
+    given, prepare = [], ic.prepare
+    monkeypatch.setattr(ic, "prepare", lambda w: given.append(w) or prepare(w))
+    ours = with_algorithm(algorithm, prepared=True)
+    assert ours.name == contestant(ours.name).name
+    timing.time_layer(LAYERS["tiny"], [ours], 1, 3)
+    assert len(given) == 1
+    timing.time_layer(LAYERS["tiny"], [with_algorithm(algorithm)], 1, 3)
+    assert len(given) == 1
+
+
 @pytest.mark.usefixtures("no_peers")
 @pytest.mark.parametrize(
     ("direction", "result"), [("forward", "y"), ("backward", "dx")], ids=["forward", "backward"]

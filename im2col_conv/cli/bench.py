@@ -77,6 +77,11 @@ _REPEATS = 15
     help="Run this library with it; may be given more than once, each a contestant.",
 )
 @click.option(
+    "--prepared",
+    is_flag=True,
+    help="Give this library weights that im2col_conv.prepare has prepared before.",
+)
+@click.option(
     "--peer",
     "peers",
     multiple=True,
@@ -155,6 +160,7 @@ def bench(only_list: bool, output: Path | None, as_json: bool, **options: Any) -
 def _plan(
     measure: str,
     algorithms: tuple[str, ...],
+    prepared: bool,
     peers: tuple[str, ...],
     directions: tuple[str, ...],
     threads: int | None,
@@ -163,7 +169,7 @@ def _plan(
 ) -> tuple[Plan, list[Contestant]]:
     """Return what to run, and the peers that are left out, since they are not installed."""
     found, missing = _peers(peers, measure)
-    ours = map(with_algorithm, dict.fromkeys(algorithms))
+    ours = (with_algorithm(each, prepared=prepared) for each in dict.fromkeys(algorithms))
     plan = Plan(
         measure,
         _layers(measure, **layers),

@@ -19,6 +19,8 @@ __all__ = ["LIBRARY", "PEERS", "Contestant", "contestant", "with_algorithm"]
 LIBRARY = "im2col_conv"
 """The name of this library among the contestants."""
 
+_PREPARED = "prepared"
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -68,14 +70,16 @@ PEERS = {
 """All but this library, by name; ``gemm`` is no convolution but the limit of a lowered one."""
 
 
-def with_algorithm(algorithm: str) -> Contestant:
-    """Return this library as a contestant, by one of its algorithms."""
+def with_algorithm(algorithm: str, *, prepared: bool = False) -> Contestant:
+    """Return this library as a contestant, by one of its algorithms; maybe w is prepared."""
     name = LIBRARY if algorithm == "auto" else f"{LIBRARY} {algorithm}"
-    return Contestant(name, ours.set_up_with(algorithm))
+    return Contestant(name + f" {_PREPARED}" * prepared, ours.set_up_with(algorithm, prepared))
 
 
 def contestant(name: str) -> Contestant:
     """Return a contestant by its name."""
     if name in PEERS:
         return PEERS[name]
-    return with_algorithm(name.removeprefix(LIBRARY).strip() or "auto")
+    words = name.removeprefix(LIBRARY).split()
+    algorithm = next((word for word in words if word != _PREPARED), "auto")
+    return with_algorithm(algorithm, prepared=_PREPARED in words)

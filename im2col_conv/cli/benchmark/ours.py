@@ -15,11 +15,12 @@ ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
 """What ``im2col_conv.conv`` takes as ``algorithm``."""
 
 
-def set_up_with(algorithm: str) -> Callable[[Layer, Data, int], Runs]:
-    """Return the function that sets up this library with an algorithm."""
+def set_up_with(algorithm: str, prepared: bool) -> Callable[[Layer, Data, int], Runs]:
+    """Return the function that sets up this library with an algorithm and, maybe, prepared w."""
 
     def set_up(layer: Layer, data: Data, _: int) -> Runs:
-        x, w, b, dout = data
+        x, given, b, dout = data
+        w = ic.prepare(given) if prepared else given
         options = {**layer.geometry, "algorithm": algorithm}
 
         def forward() -> Any:
