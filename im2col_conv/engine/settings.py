@@ -81,6 +81,12 @@ def set_workers(workers: int) -> Setting[int]:
     TypeError, ValueError
         Where ``workers`` is not an int or is less than 1.
 
+    Notes
+    -----
+    On Linux, while a call shares its work, the calling thread keeps to the processor on which it is,
+    and its helpers to the others of those that it may use. When the call ends, it may use all of
+    them again.
+
     Examples
     --------
     >>> before = get_workers()
