@@ -83,9 +83,9 @@ def set_workers(workers: int) -> Setting[int]:
 
     Notes
     -----
-    On Linux, while a call shares its work, the calling thread keeps to the processor on which it is,
-    and its helpers to the others of those that it may use. When the call ends, it may use all of
-    them again.
+    On Linux, while a call shares its work, the calling thread keeps to the processor on which it
+    is, and its helpers to the others of those that it may use. When the call ends, it may use all
+    of them again.
 
     Examples
     --------
