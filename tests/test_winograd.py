@@ -321,7 +321,9 @@ def test_memory_stays_inside_what_the_plan_says(layer, workers, workspace):
         tracemalloc.stop()
     assert peak <= scratch_bytes(plan, workers, workspace) + PYTHON
     tile = 2 * (plan.tile + 2) ** 2 * (max(w_shape[:2]) + 16) * x.itemsize
-    assert scratch_bytes(plan, workers, workspace) <= max(workspace, plan.shared_bytes + tile)
+    taps = 3 * 9 * (w_shape[1] + 32) * min(w_shape[0], 64) * x.itemsize  # of a block of filters
+    floor = plan.shared_bytes + tile + taps
+    assert scratch_bytes(plan, workers, workspace) <= max(workspace, floor)
 
 
 @needs_blas

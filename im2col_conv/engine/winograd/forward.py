@@ -7,6 +7,7 @@ import numpy as np
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.moves import move
 from im2col_conv.engine.implicit.tile import row_of
+from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Products
@@ -34,8 +35,8 @@ def forward(
     A_T, _, B_T = arrays_for(plan.tile, plan.dtype)
     x, y = by_group(x, G), by_group(y, G)
 
-    def transformed(w: Array, room: Room) -> Array:
-        return transform(blas, w, G, plan.tile, plan.dtype, room)
+    def transformed(w: Array, room: Room) -> Blockwise:
+        return transform(w, G, plan.tile, plan.dtype, room)
 
     U = weights.form(("winograd", G, plan.tile, plan.dtype), transformed, shared.array)
     bias = np.zeros(y.shape[:2], plan.dtype) if b is None else b.reshape(y.shape[:2])
@@ -51,7 +52,7 @@ def forward(
         move(blas, source, _image(one, source.shape))
         blas.run(stages.columns, B_T, one, _cleared(other, stages.columns, sizes.columns))
         blas.run(stages.rows, B_T, other, _cleared(one, stages.rows, sizes.rows))
-        blas.run(stages.multiply, one, U[g, place.part], other)
+        blas.run(stages.multiply, one, U.part(blas, scratch, g, place.part), other)
         blas.run(stages.back_rows, A_T, other, one)
         sums = _image(other, target.shape)
         sums[...] = bias[g, f].reshape(-1, 1, 1, 1)

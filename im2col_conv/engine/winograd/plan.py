@@ -16,7 +16,7 @@ from im2col_conv.engine.tiling import Tiling, cut, is_small
 from im2col_conv.engine.winograd.stages import BLOCK, blocks, sizes_of
 from im2col_conv.engine.winograd.tile import Axis, Chunk
 from im2col_conv.engine.winograd.transforms import KERNEL, transform_for
-from im2col_conv.engine.winograd.weights import transform_bytes
+from im2col_conv.engine.winograd.weights import scratch_bytes, transform_bytes
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
@@ -120,13 +120,13 @@ def _multiplications(geometry: ConvGeometry, tile: int) -> int:
 def plan_forward(geometry: ConvGeometry, dtype: np.dtype[Any], workspace: int) -> WinogradPlan:
     """Draw the chunks of a forward pass from shapes and the type alone."""
     tile = tile_for(geometry)
-    shared = transform_bytes(geometry, tile, dtype)
-    tiling = _chunks(geometry, tile, dtype.itemsize, workspace - shared)
+    shared, own = transform_bytes(geometry, tile, dtype), scratch_bytes(geometry, dtype)
+    tiling = _chunks(geometry, tile, dtype.itemsize, workspace - shared - own)
     numbers = _most_numbers(geometry, tile, tiling.step)
     return WinogradPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=2 * numbers * dtype.itemsize,
+        worker_bytes=2 * numbers * dtype.itemsize + own,
         shared_bytes=shared,
         work=geometry.flops,
         geometry=geometry,
