@@ -6,10 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import im2col_conv as ic
+from im2col_conv.engine.openblas import private_blas
 
 from .strategies import cases, integers_like
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+
+needs_blas = pytest.mark.skipif(private_blas() is None, reason="needs the extra fast")
 
 FORWARD = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
@@ -20,9 +23,16 @@ def tensors(*arrays):
 
 
 @given(case=cases(least_images=1), seed=st.integers(0, 2**20))
-@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
-def test_conv_and_its_gradients(dtype, case, seed):
-    geometry = case.geometry
+@pytest.mark.parametrize(
+    ("dtype", "algorithm"),
+    [
+        (np.float64, "im2col"),
+        pytest.param(np.float64, "implicit", marks=needs_blas),
+        (np.complex128, "auto"),
+    ],
+)
+def test_conv_and_its_gradients(dtype, algorithm, case, seed):
+    geometry, keywords = case.geometry, {**case.keywords, "algorithm": algorithm}
     shapes = (geometry.x_shape, geometry.w_shape, (geometry.F,), geometry.y_shape)
     x, w, b, dout = (integers_like(seed + i, shape).astype(dtype) for i, shape in enumerate(shapes))
     if dtype == np.complex128:
@@ -39,9 +49,9 @@ def test_conv_and_its_gradients(dtype, case, seed):
         groups=geometry.groups,
     )
     ty.backward(torch.tensor(dout))
-    np.testing.assert_array_equal(ic.conv(x, w, b, **case.keywords), ty.detach().numpy())
+    np.testing.assert_array_equal(ic.conv(x, w, b, **keywords), ty.detach().numpy())
     for found, wanted in zip(
-        ic.conv_grads(dout, x, w, **case.keywords), (tx.grad, tw.grad, tb.grad), strict=True
+        ic.conv_grads(dout, x, w, **keywords), (tx.grad, tw.grad, tb.grad), strict=True
     ):
         np.testing.assert_array_equal(found, wanted.numpy())
 
@@ -102,7 +112,8 @@ def test_unfold_and_fold(case, seed):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
-def test_a_real_layer_is_as_near_as_rounding_allows(dtype, layout):
+@pytest.mark.parametrize("algorithm", ["im2col", pytest.param("implicit", marks=needs_blas)])
+def test_a_real_layer_is_as_near_as_rounding_allows(dtype, layout, algorithm):
     rng = np.random.default_rng(12)
     x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((4, 48, 31, 26), (40, 24, 3, 5), 40))
     tx, tw, tb = tensors(x, w, b)
@@ -111,6 +122,7 @@ def test_a_real_layer_is_as_near_as_rounding_allows(dtype, layout):
     ty.backward(torch.tensor(dout))
     last = layout == "channels_last"
     keywords = {"stride": (2, 1), "padding": (1, 2), "groups": 2, "layout": layout}
+    keywords["algorithm"] = algorithm
     order = (lambda a: np.moveaxis(a, 1, -1)) if last else (lambda a: a)
     y = ic.conv(order(x), w, b, **keywords)
     dx, dw, db = ic.conv_grads(order(dout), order(x), w, **keywords)
