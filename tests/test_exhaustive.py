@@ -5,8 +5,9 @@ and types alone. So if it is right on every pair of basis vectors (one cell 1, a
 right on all inputs of these shapes. The truth is the index formula itself: output ``o`` and tap
 ``t`` meet cell ``i`` where ``o * stride + t * dilation - before == i``, as a 0/1 tensor T[o, i, t].
 
-On one axis each pair is a call of its own, in float64. Then, in float64 and int64, on one axis and
-on two, the basis vectors are stacked along the axes that a pass does not mix, images and filters.
+On one axis each pair is a call of its own, in float64. Then, on one axis and on two, the basis
+vectors are stacked along the axes that a pass does not mix, images and filters: as columns in
+float64 and int64, and tap by tap in float64.
 """
 
 from itertools import product
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import im2col_conv as ic
+from im2col_conv.engine.openblas import private_blas, why_not
 
 SIZES, KERNELS, STRIDES, DILATIONS, PADS, GROUPS = (
     range(1, 8), range(1, 4), range(1, 4), range(1, 3), range(3), range(1, 3)
@@ -66,7 +68,15 @@ def in_group(f, c, C, F, groups):
 
 
 one_axis = pytest.mark.parametrize("kernel_stride", list(product(KERNELS, STRIDES)))
-both_types = pytest.mark.parametrize("dtype", [np.float64, np.int64])
+needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
+every_way = pytest.mark.parametrize(
+    ("dtype", "algorithm"),
+    [
+        (np.float64, "im2col"),
+        (np.int64, "im2col"),
+        pytest.param(np.float64, "implicit", marks=needs_blas),
+    ],
+)
 
 
 @one_axis
@@ -127,10 +137,11 @@ def test_lowering_on_one_axis(kernel_stride):
             assert np.array_equal(image.ravel(), S[row]), keywords
 
 
-def check_stacked(axes, groups, dtype):
+def check_stacked(axes, groups, dtype, algorithm):
     """Check all three passes on all basis vectors of C = 2 channels at once."""
     stride, dilation, padding = zip(*(keywords for keywords, _ in axes), strict=True)
     keywords = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    keywords["algorithm"] = algorithm
     out, size, kernel = zip(*(T.shape for _, T in axes), strict=True)
     T = axes[0][1]
     for _, other in axes[1:]:
@@ -160,24 +171,24 @@ def check_stacked(axes, groups, dtype):
         assert np.array_equal(found, wanted), keywords
 
 
-@both_types
+@every_way
 @pytest.mark.parametrize("groups", GROUPS)
-def test_one_axis_stacked(groups, dtype):
+def test_one_axis_stacked(groups, dtype, algorithm):
     for axis in axis_box(max(SIZES)):
-        check_stacked([axis], groups, dtype)
+        check_stacked([axis], groups, dtype, algorithm)
 
 
-@both_types
-def test_two_axes_on_a_fixed_sample(dtype):
+@every_way
+def test_two_axes_on_a_fixed_sample(dtype, algorithm):
     axes = list(axis_box(3))
     for one, other, groups in np.random.default_rng(0).integers(2**30, size=(500, 3)):
         pair = [axes[one % len(axes)], axes[other % len(axes)]]
-        check_stacked(pair, GROUPS[groups % len(GROUPS)], dtype)
+        check_stacked(pair, GROUPS[groups % len(GROUPS)], dtype, algorithm)
 
 
 @pytest.mark.whole_box
-@both_types
-def test_two_axes_on_the_whole_box(dtype):
+@every_way
+def test_two_axes_on_the_whole_box(dtype, algorithm):
     for pair in product(axis_box(3), repeat=2):
         for groups in GROUPS:
-            check_stacked(pair, groups, dtype)
+            check_stacked(pair, groups, dtype, algorithm)

@@ -54,6 +54,8 @@ LAYERS = [
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
     ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Bands),
+    # rows of outputs that see padding alone
+    ((3, 2, 1, 7), (4, 2, 1, 2), {"stride": 3, "padding": ((1, 0), (2, 1))}, Spread),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
 ]
 

@@ -117,7 +117,7 @@ class Spread:
         memory = self._rows(scratch, name, tile, dtype)
         rows, axis = self._by_tap(memory, tile), tile.axes[-1]
         outs = _meeting(axis)
-        if outs.start < outs.stop:
+        if outs.start < outs.stop and image.size:
             together = self.interleaved
             windows = _windows(blas, scratch, image, axis, outs, together, dtype)
             for turn, view in enumerate(windows):
