@@ -21,7 +21,7 @@ from im2col_conv import reference
 from im2col_conv.engine import pool, processors
 from im2col_conv.engine import workers as engine_workers
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
-from im2col_conv.engine.tiling import Tiling, cut
+from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .strategies import cases, integers_like
 
@@ -283,6 +283,21 @@ def test_large_sums_of_dw_are_cut_by_channels(layout):
 
 
 # --- tiling ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extent", "cells", "shares", "step"),
+    [
+        ((64, 32, 32), 15 * 1024, 4, (8, 32, 32)),  # eight, not five
+        ((100, 16, 16), 9000, 2, (25, 16, 16)),
+        ((1, 56, 5), 140, 2, (1, 28, 5)),  # even as it is
+        ((3, 7), 14, 4, (2, 7)),  # three images are for no four workers
+    ],
+)
+def test_a_tiling_for_several_workers_gives_each_as_many_boxes(extent, cells, shares, step):
+    tiling = cut_evenly(extent, cells, shares)
+    assert tiling.step == step
+    assert tiling.boxes % shares == 0 or extent[0] < shares
 
 
 @given(extent=st.lists(st.integers(0, 9), min_size=1, max_size=4), cells=st.integers(1, 400))

@@ -17,6 +17,7 @@ from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Bias, Operand, Products
@@ -366,6 +367,20 @@ def test_no_product_touches_what_lies_beside_its_arrays(by_rows):
 def test_products_refuse_matrices_that_cannot_be(a):
     with pytest.raises(ValueError, match="a matrix of the products"):
         Products(3, 4, 6, a, Operand(0, 4), Operand(0, 4))
+
+
+@pytest.mark.parametrize(("channels", "arrangement"), [(15, Spread), (16, ChannelsInner)])
+def test_many_channels_that_lie_innermost_are_taken_as_they_lie(channels, arrangement):
+    geometry = ic.ConvGeometry.from_shapes((1, channels, 31, 33), (8, channels, 3, 1), padding=1)
+    assert isinstance(arrangement_for(geometry, "channels_last"), arrangement)
+    assert not isinstance(arrangement_for(geometry, "channels_first"), ChannelsInner)
+
+
+@pytest.mark.parametrize(("images", "sums"), [(8, 1), (21, 2)])
+def test_sums_of_dw_are_as_few_as_their_positions_pay_for(images, sums):
+    geometry = ic.ConvGeometry.from_shapes((images, 1024, 14, 14), (256, 1024, 1, 1))
+    plan = plan_weight_grad(geometry, "channels_first", np.dtype(np.float32), 2**26)
+    assert (plan.sums, plan.tasks) == (sums, 4 * sums)
 
 
 def test_implicit_without_the_library_says_what_to_install(monkeypatch):

@@ -36,7 +36,7 @@ PIECE = 768  # columns of a product
 def transform(w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room) -> Blockwise:
     """Return U (groups, blocks of F, n * n, C, 64) of ``w`` (F, C // groups, 3, 3) in ``dtype``.
 
-    What is past the last filter is zero.
+    What is past the last filter may be any number, and is never read.
     """
     F, C = len(w) // groups, w.shape[1]
     G = arrays_for(tile, dtype).G
@@ -47,7 +47,6 @@ def transform(w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room
         first = group * F + block * BLOCK
         part = w[first : min(first + BLOCK, (group + 1) * F)]
         turned = scratch.array("W", (C * TAPS, width), dtype)
-        turned[:, len(part) :] = 0
         turn(blas, scratch, part.reshape(len(part), 1, -1), turned.T[: len(part), None])
         taps = scratch.array("taps", (TAPS, C, width), dtype)
         taps[...] = turned.reshape(C, TAPS, width).swapaxes(0, 1)
