@@ -28,7 +28,15 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, SPARE, Shape, Tile, row_of
+from im2col_conv.engine.implicit.tile import (
+    KEPT,
+    SMALL_PRODUCT,
+    SPARE,
+    Shape,
+    Tile,
+    even_pieces,
+    row_of,
+)
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products
@@ -304,7 +312,7 @@ class _Lines:
 @lru_cache(maxsize=KEPT)
 def _forward(tile: Tile, lie: ChannelsInner, width: int, biased: bool) -> Products:
     lines = _Lines(tile, lie, "outs")
-    (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
+    (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
     x, y = lines.x(c, lie.planes), lines.y(f)
@@ -315,7 +323,7 @@ def _forward(tile: Tile, lie: ChannelsInner, width: int, biased: bool) -> Produc
 @lru_cache(maxsize=KEPT)
 def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
     lines = _Lines(tile, lie, "cells")
-    (c, C, c_block), (f, F) = _outer_blocks(tile.C), _pieces(tile.F)
+    (c, C, c_block), (f, F) = _outer_blocks(tile.C), even_pieces(tile.F, DEPTH)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes
     dout, dx = lines.y(f, lie.planes), lines.x(c)
@@ -326,7 +334,7 @@ def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
 @lru_cache(maxsize=KEPT)
 def _weight_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
     lines = _Lines(tile, lie)
-    (f, F, f_block), (c, C) = _outer_blocks(tile.F), _pieces(tile.C)
+    (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
     dW, transposed = lines.weights(f_block, c, tile.C, width), "a" * (not lie.planes)
     x, dout = lines.x(c, lie.planes), lines.y(f)
@@ -337,10 +345,3 @@ def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:
     """Return first, how many and number of each block, along the first axis of three."""
     first, many = np.array(_blocks(channels)).reshape(-1, 2).T
     return first[:, None, None], many[:, None, None], np.arange(len(first))[:, None, None]
-
-
-def _pieces(channels: int) -> tuple[Array, Array]:
-    """Return first and how many of even pieces of at most DEPTH channels, along the last axis."""
-    pieces = -(-channels // DEPTH)
-    bounds = np.arange(pieces + 1) * channels // pieces
-    return bounds[:-1], np.diff(bounds)

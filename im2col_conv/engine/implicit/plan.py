@@ -189,9 +189,10 @@ def tiles_of(
     least = max(-(-total // -(-shares // split)), LEAST_SHARE)
     for at_once in (one, channels):  # one chunk at once, or else all that a task is given
         units = _units(geometry, arrangement, axes, made, at_once, dtype, available)
-        tiling = cut((geometry.N, *axes), max(min(units, least), 1))
+        extent, cells = (geometry.N, *axes), max(min(units, least), 1)
+        tiling = cut(extent, cells)
         if groups * tiling.boxes * chunks % EVEN:
-            tiling = cut_evenly((geometry.N, *axes), max(min(units, least), 1), min(shares, EVEN))
+            tiling = cut_evenly(extent, cells, min(shares, EVEN))
         chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
         if chunk == 1:
             break

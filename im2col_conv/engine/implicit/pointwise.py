@@ -30,7 +30,7 @@ from im2col_conv.engine.implicit.moves import (
     move_matrix,
     span,
 )
-from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, even_pieces, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products
@@ -239,7 +239,7 @@ def _weighted(source: _Lie, target: _Lie, row: int, turned: bool, biased: bool) 
     transposed = "a" * left + "b" * right
     n = np.arange(source.images).reshape(-1, 1, 1, 1)
     (p, L), (m, M) = _pieces(target.positions, LINE, 1), _pieces(target.channels, BLOCK, 2)
-    k, K = _even_pieces(source.channels, DEPTH, 3)
+    k, K = even_pieces(source.channels, DEPTH)  # along the last axis of four
     W = Operand(k * row + m if turned else m * row + k, row)
     x, y, first = source.at(n, k, p), target.at(n, m, p), k == 0
     b = Bias(m, by_rows=not target.inner) if biased else None
@@ -262,14 +262,6 @@ def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
     # dW.T (C, F) += x (C, L) @ dout.T (L, F)
     transposed = "a" if x.inner else ""
     return Products(C, F, L, x.at(n, c, p), dout.at(n, f, p), dW, transposed=transposed)
-
-
-def _even_pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:
-    """Return the same of pieces as long as each other."""
-    shape = tuple(-1 if i == axis else 1 for i in range(4))
-    pieces = -(-size // most)
-    bounds = np.arange(pieces + 1) * size // pieces
-    return bounds[:-1].reshape(shape), np.diff(bounds).reshape(shape)
 
 
 def _pieces(size: int, most: int, axis: int) -> tuple[Array, Array]:

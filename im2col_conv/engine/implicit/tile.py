@@ -21,6 +21,7 @@ __all__ = [
     "Arrangement",
     "Shape",
     "Tile",
+    "even_pieces",
     "is_finite",
     "row_of",
     "sums_of",
@@ -63,6 +64,19 @@ def row_of(numbers: int) -> int:
     """
     row = -(-numbers // SPARE) * SPARE
     return row if row % 128 else row + SPARE
+
+
+def even_pieces(size: int, most: int) -> tuple[Array, Array]:
+    """Return first and how many of pieces of at most ``most``, as long as each other.
+
+    Examples
+    --------
+    >>> [[int(n) for n in numbers] for numbers in even_pieces(130, 128)]
+    [[0, 65], [65, 65]]
+    """
+    pieces = -(-size // most)
+    bounds = np.arange(pieces + 1) * size // pieces
+    return bounds[:-1], np.diff(bounds)
 
 
 def is_finite(memory: Array) -> bool:
