@@ -55,6 +55,12 @@ LAYERS = [
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
     ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Bands),
+    # many images, which lie cell by cell where lines are short
+    ((20, 3, 9, 11), (5, 3, 3, 2), {"stride": (2, 1), "padding": (1, 2)}, Spread),
+    ((17, 2, 9, 8), (70, 2, 2, 3), {"stride": (1, 2), "padding": (0, 3), "dilation": 2}, Spread),
+    ((18, 1, 12, 7), (3, 1, 5, 3), {"stride": 3, "padding": (4, 5)}, Spread),
+    ((19, 3, 17), (4, 3, 5), {"stride": 2, "padding": 1}, Spread),
+    ((16, 2, 3, 4, 5), (3, 2, 2, 1, 2), {"stride": (1, 2, 1), "padding": 1}, Spread),
     # rows of outputs that see padding alone
     ((3, 2, 1, 7), (4, 2, 1, 2), {"stride": 3, "padding": ((1, 0), (2, 1))}, Spread),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
@@ -92,9 +98,10 @@ def test_equals_the_spine(x_shape, w_shape, keywords, arrangement, dtype, layout
 
 
 @needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
 def test_nothing_that_lay_in_the_buffers_is_read(
-    x_shape, w_shape, keywords, arrangement, monkeypatch
+    x_shape, w_shape, keywords, arrangement, layout, monkeypatch
 ):
     def full_of_nan(shape, dtype):
         return np.full(shape, 255, dtype)  # bytes, which as floats are NaN
@@ -102,16 +109,13 @@ def test_nothing_that_lay_in_the_buffers_is_read(
     rng = np.random.default_rng(3)
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     x, w, dout = (whole(rng, shape) for shape in (x_shape, w_shape, geometry.y_shape))
-    expected = (
-        ic.conv(x, w, algorithm="im2col", **keywords),
-        *ic.conv_grads(dout, x, w, algorithm="im2col", **keywords),
-    )
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    keywords = {"layout": layout, **keywords}
+    expected = all_passes(x, w, None, dout, algorithm="im2col", **keywords)
     drop_scratch()
     monkeypatch.setattr(workers, "aligned", full_of_nan)
-    found = (
-        ic.conv(x, w, algorithm="implicit", **keywords),
-        *ic.conv_grads(dout, x, w, algorithm="implicit", **keywords),
-    )
+    found = all_passes(x, w, None, dout, algorithm="implicit", **keywords)
     drop_scratch()
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -183,16 +187,20 @@ def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords):
 
 
 @needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_infinity_reaches_what_it_reaches_in_the_spine(
-    x_shape, w_shape, keywords, arrangement, value
+    x_shape, w_shape, keywords, arrangement, value, layout
 ):
     rng = np.random.default_rng(3)
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     x, w, dout = (rng.random(s) + 0.5 for s in (x_shape, w_shape, geometry.y_shape))
     for array in (x, dout):
         array.reshape(-1)[rng.integers(array.size)] = value
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    keywords = {"layout": layout, **keywords}
     one = all_passes(x, w, None, dout, algorithm="implicit", **keywords)
     other = all_passes(x, w, None, dout, algorithm="im2col", **keywords)
     for ours, theirs in zip(one, other, strict=True):

@@ -118,10 +118,12 @@ def store_outputs(
     move_images(blas, *((image, images) if back else (images, image)))
 
 
-def images_inner(scratch: Scratch, shape: Shape, dtype: np.dtype[Any]) -> Array:
-    """Return a view [c, n, *cells] of memory in which n is innermost."""
+def images_inner(memory: Array, shape: Shape, *, by_rows: bool) -> Array:
+    """Return a view [c, n, *cells] of memory in which n is innermost, and c next, ``by_rows``."""
     c, n, *cells = shape
-    return last_to(1, scratch.array("images", (c, *cells, n), dtype))
+    if by_rows:
+        return last_to(0, last_to(0, memory.reshape(*cells, c, n)))
+    return last_to(1, memory.reshape(c, *cells, n))
 
 
 def _has_lines(image: Array, dtype: np.dtype[Any]) -> bool:

@@ -57,7 +57,10 @@ def turning(channels: int, positions: int) -> int:
 
 def move_images(blas: OpenBlas, source: Array, target: Array) -> None:
     """Copy ``source[c, n, *cells]`` to ``target``, all images at once."""
-    move_matrix(blas, source.swapaxes(0, 1), target.swapaxes(0, 1))
+    axes = list(range(source.ndim))
+    channels_inner = source.strides[0] < source.strides[-1]
+    order = axes[1:] + axes[:1] if channels_inner else [1, 0, *axes[2:]]
+    move_matrix(blas, source.transpose(order), target.transpose(order))
 
 
 def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:

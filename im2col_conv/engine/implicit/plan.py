@@ -48,6 +48,7 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
+MANY_IMAGES = 16  # that make a product of one output of each
 EVEN = 4  # workers who should get as many tiles each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
@@ -147,7 +148,7 @@ def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
         return ChannelsOuter(interleaved=not long)
     if rows * geometry.kernel[-1] <= FEW and not (last and many):
         return Spread(
-            not long and not last,
+            not long and (not last or geometry.N >= MANY_IMAGES),
             kernel=geometry.kernel[-1],
             stride=stride,
             reach=geometry.reach[-1],

@@ -8,7 +8,8 @@ Row (h, j, c) of a tile holds, of channel c, the cells that tap j of the last ax
 of the axis before it, output by output. The rows of neighbouring lines follow one another, so that
 one product takes all taps of both axes: its depth K is their number times the channels. This is
 MEC's lowering along one axis (Cho and Brand, 2017). Where lines are short, the images of a tile lie
-cell by cell. dx is added up in such rows, and then tap by tap.
+cell by cell; then y and dout, if their channels are innermost in memory, stay where they are, and a
+product takes one output of all images. dx is added up in such rows, and then tap by tap.
 
 The lines of y and dout are used where they are, if they are long; only for dw, long lines of dout
 are copied with their channels innermost, since products with a transposed right side are slow.
@@ -42,7 +43,7 @@ from im2col_conv.engine.implicit.lines import (
     store_outputs,
     store_rows,
 )
-from im2col_conv.engine.implicit.moves import last_to, move_images, span
+from im2col_conv.engine.implicit.moves import move_images, span
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
@@ -94,9 +95,12 @@ class Spread:
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         if name in OUTPUTS:
-            return output_numbers("dout.T" if self.by_rows else name, self.interleaved, c, n, outs)
+            return output_numbers(
+                *(("dout.T", False) if self.by_rows else (name, self.interleaved)), c, n, outs
+            )
         rows = math.prod(self._order(c, n, cells[:-1], outs[-1]))
-        return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + 2 * n * self.reach
+        margins = 2 * n * self.reach * (c if self.by_rows else 1)
+        return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + margins
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -118,8 +122,7 @@ class Spread:
         rows, axis = self._by_tap(memory, tile), tile.axes[-1]
         outs = _meeting(axis)
         if outs.start < outs.stop and image.size:
-            together = self.interleaved
-            windows = _windows(blas, scratch, image, axis, outs, together, dtype)
+            windows = self._windows(blas, scratch, image, axis, outs, dtype)
             for turn, view in enumerate(windows):
                 rows[turn :: len(windows), ..., outs] = view
         for tap, _, _, paddings in _met(axis):
@@ -152,7 +155,10 @@ class Spread:
         if name in OUTPUTS:
             store_outputs(blas, self.interleaved, memory, image)
             return
-        target = images_inner(scratch, image.shape, memory.dtype) if self.interleaved else image
+        target = image
+        if self.interleaved:
+            numbers = scratch.array("images", (image.size,), memory.dtype)
+            target = images_inner(numbers, image.shape, by_rows=self.by_rows)
         target[...] = 0 if b is None else b.reshape(-1, *[1] * (image.ndim - 1))
         rows = self._by_tap(memory, tile)
         for tap, outs, cells, _ in _met(tile.axes[-1]):
@@ -184,7 +190,7 @@ class Spread:
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
         if self.by_rows:
-            products = _forward_by_rows(tile, row_steps(y), b is not None)
+            products = _forward_by_rows(tile, self.interleaved, row_steps(y), b is not None)
         else:
             products = _forward(tile, self.interleaved, steps(y), b is not None)
         if not products.overwrites:
@@ -196,17 +202,18 @@ class Spread:
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
         if self.by_rows:
-            products = _input_grad_by_rows(tile, row_steps(dout))
+            products = _input_grad_by_rows(tile, self.interleaved, row_steps(dout))
         else:
             products = _input_grad(tile, self.interleaved, steps(dout))
         blas.run(products, W, span(dout), dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         finite = is_finite(dout)
-        if self.interleaved:
-            blas.run(_weight_grad_by_lines(tile, steps(dout), finite), x, span(dout), dw)
+        if self.interleaved and not self.by_rows:
+            products = _weight_grad_by_lines(tile, steps(dout), finite)
         else:
-            blas.run(_weight_grad(tile, row_steps(dout), finite), x, span(dout), dw)
+            products = _weight_grad(tile, self.interleaved, row_steps(dout), finite)
+        blas.run(products, x, span(dout), dw)
 
     def _order(self, c: int, n: int, outer: Shape, outs: int) -> Shape:
         """Return the shape of the memory of x or dx: (image, *outer, tap, c, line)."""
@@ -217,6 +224,57 @@ class Spread:
         *outer, last = tile.axes
         cells = tuple(axis.cells for axis in outer)
         return scratch.array(name, self._order(tile.C, tile.images, cells, last.outs), dtype)
+
+    def _windows(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        image: Array,
+        axis: Axis,
+        outs: slice,
+        dtype: np.dtype[Any],
+    ) -> list[Array]:
+        """Return views [tap, c, n, *outer, out] of the cells that outputs meet, of taps in turn.
+
+        They are views of a copy in which the images lie cell by cell, or else cells that are a
+        stride apart lie side by side. Where an output meets no cell, they show any number.
+        """
+        phases = 1 if self.interleaved else axis.stride
+        line = -(-axis.cells // phases)
+        step, turns = axis.stride // phases, phases // math.gcd(phases, axis.dilation)
+        firsts = [
+            divmod(outs.start * axis.stride + tap * axis.dilation + axis.lead, phases)
+            for tap in range(axis.kernel)
+        ]
+        size = math.prod(image.shape[:-1]) * phases * line
+        each = self._numbers_of_a_cell(image.shape)
+        before = max(0, -firsts[0][0]) * each
+        after = max(0, firsts[-1][0] + (outs.stop - outs.start - 1) * step + 1 - line) * each
+        numbers = scratch.array("cells", (before + size + after,), dtype)
+        copy = numbers[before : before + size]
+        if self.interleaved:
+            cells = images_inner(copy, image.shape, by_rows=self.by_rows)
+            move_images(blas, image, cells)
+        else:
+            cells = _by_phase(copy, image, phases, line)
+        *lines, item = cells.strides
+        return [
+            np.ndarray(
+                (-(-(axis.kernel - turn) // turns), *image.shape[:-1], outs.stop - outs.start),
+                dtype,
+                numbers,
+                (before + phase * (size // phases) + place * each) * dtype.itemsize,
+                (turns * axis.dilation // phases * item, *lines, step * item),
+            )
+            for turn, (place, phase) in enumerate(firsts[:turns])
+        ]
+
+    def _numbers_of_a_cell(self, shape: Shape) -> int:
+        """Return the numbers from one cell of a line to the next, in a copy of an image."""
+        c, n, *_ = shape
+        if not self.interleaved:
+            return 1
+        return c * n if self.by_rows else n
 
     def _by_tap(self, memory: Array, tile: Tile) -> Array:
         """Return the view [tap, c, n, *outer, out] of the memory of x or dx."""
@@ -250,63 +308,26 @@ def _meeting(axis: Axis) -> slice:
     return slice(min((o.start for o in met), default=0), max((o.stop for o in met), default=0))
 
 
-def _windows(
-    blas: OpenBlas,
-    scratch: Scratch,
-    image: Array,
-    axis: Axis,
-    outs: slice,
-    together: bool,
-    dtype: np.dtype[Any],
-) -> list[Array]:
-    """Return views [tap, c, n, *outer, out] of the cells that some outputs meet, of taps in turn.
-
-    They are views of a copy in which the images lie ``together`` cell by cell, or else cells that
-    are a stride apart lie side by side. Where an output meets no cell, they show any number.
-    """
-    c, n, *outer, _ = image.shape
-    each = n if together else 1  # numbers of a cell
-    phases = 1 if together else axis.stride
-    line = -(-axis.cells // phases)
-    step, turns = axis.stride // phases, phases // math.gcd(phases, axis.dilation)
-    firsts = [
-        divmod(outs.start * axis.stride + tap * axis.dilation + axis.lead, phases)
-        for tap in range(axis.kernel)
-    ]
-    before = max(0, -firsts[0][0]) * each
-    after = max(0, firsts[-1][0] + (outs.stop - outs.start - 1) * step + 1 - line) * each
-    size = math.prod(image.shape[:-1]) * phases * line
-    numbers = scratch.array("cells", (before + size + after,), dtype)
-    cells = numbers[before : before + size]
-    if together:
-        cells = last_to(1, cells.reshape(c, *outer, line, n))
-        move_images(blas, image, cells)
-        strides = cells.strides
-    else:
-        planes = cells.reshape(phases, *image.shape[:-1], line)
-        for phase in range(phases):
-            part = image[..., phase::phases]
-            planes[phase, ..., : part.shape[-1]] = part
-        strides = planes.strides[1:]
-    *lines, item = strides
-    return [
-        np.ndarray(
-            (-(-(axis.kernel - turn) // turns), *image.shape[:-1], outs.stop - outs.start),
-            dtype,
-            numbers,
-            (before + phase * (size // phases) + place * each) * dtype.itemsize,
-            (turns * axis.dilation // phases * item, *lines, step * item),
-        )
-        for turn, (place, phase) in enumerate(firsts[:turns])
-    ]
+def _by_phase(copy: Array, image: Array, phases: int, line: int) -> Array:
+    """Fill ``copy`` phase by phase, and return the view [c, n, *cells] of the first."""
+    planes = copy.reshape(phases, *image.shape[:-1], line)
+    for phase in range(phases):
+        part = image[..., phase::phases]
+        planes[phase, ..., : part.shape[-1]] = part
+    first: Array = planes[0]
+    return first
 
 
 class _Lines:
-    """The lines of a tile as operands, to be broadcast as (blocks of F, runs of taps, pieces)."""
+    """The lines of a tile as operands, to be broadcast as (blocks of F, runs of taps, pieces).
 
-    def __init__(self, tile: Tile, interleaved: bool) -> None:
+    Where images are interleaved and results have rows, a piece is one output of all images.
+    """
+
+    def __init__(self, tile: Tile, interleaved: bool, by_rows: bool) -> None:
         *outer, last = tile.axes
-        together = tile.images if interleaved else 1
+        self._together = together = tile.images if interleaved else 1
+        self._across = interleaved and by_rows
         images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         self._tile, self._outer = tile, (images, *outer)
         self._window = last.kernel * tile.C  # rows of one line
@@ -318,7 +339,7 @@ class _Lines:
         covered = len(met) == math.prod(axis.outs for axis in self._outer)
         self.leads = (np.isin(np.arange(len(runs.out)), first) & covered)[:, None]
         most = SMALL_PRODUCT // (int(self.depth.max(initial=1)) * min(tile.F, BLOCK))
-        piece = max(most // BLOCK, 1) * BLOCK
+        piece = together if self._across else max(most // BLOCK, 1) * BLOCK
         self._at = np.arange(0, last.outs * together, piece)
         self.length = np.minimum(last.outs * together - self._at, piece)
 
@@ -332,8 +353,8 @@ class _Lines:
 
     def y_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each run: a row for each of them, columns from ``f``."""
-        lines = lines_at(self._out, self._outer, apart)
-        return Operand(lines + self._at * apart[0] + f, apart[0])
+        lines = lines_at(self._out, self._outer, apart) + self._at // self._together * apart[0]
+        return Operand(lines + f, apart[1] if self._across else apart[0])
 
     def weights(self, f: Array) -> Operand:
         """Return each run's matrix in weights (F, other taps, last taps, C)."""
@@ -349,13 +370,16 @@ class _Lines:
 class _Taps:
     """The same, of single taps and the outputs at which they meet a cell."""
 
-    def __init__(self, tile: Tile, interleaved: bool) -> None:
+    def __init__(self, tile: Tile, interleaved: bool, by_rows: bool) -> None:
         *outer, last = tile.axes
         self._together = together = tile.images if interleaved else 1
+        self._across = interleaved and by_rows
         images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         self._tile, self._outer = tile, (images, *outer)
         self._row = row_of(last.outs * together)
-        self._pairs = pairs = pairs_of((*self._outer, last), max(last.outs, 1))
+        self._pairs = pairs = pairs_of(
+            (*self._outer, last), 1 if self._across else max(last.outs, 1)
+        )
         self.depth, self.length = tile.C, pairs.length * together
         self._tap = pairs.tap * last.kernel + pairs.last_tap
 
@@ -369,8 +393,8 @@ class _Taps:
         return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
 
     def y_rows(self, f: Array, apart: Shape) -> Operand:
-        lines = lines_at(self._pairs.out, self._outer, apart)
-        return Operand(lines + self._pairs.at * apart[0] + f, apart[0])
+        lines = lines_at(self._pairs.out, self._outer, apart) + self._pairs.at * apart[0]
+        return Operand(lines + f, apart[1] if self._across else apart[0])
 
     def weight_columns(self, f: Array) -> Operand:
         F = self._tile.F
@@ -379,7 +403,7 @@ class _Taps:
 
 @lru_cache(maxsize=KEPT)
 def _forward(tile: Tile, interleaved: bool, apart: Shape, biased: bool) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 3)
+    lines, (f, F) = _Lines(tile, interleaved, by_rows=False), blocks(tile.F, 3)
     b = Bias(f, by_rows=True) if biased else None
     # y line (F, L) += W (F, K) @ x rows (K, L)
     W, x, y = lines.weights(f), lines.x(), lines.y(f, apart)
@@ -388,15 +412,15 @@ def _forward(tile: Tile, interleaved: bool, apart: Shape, biased: bool) -> Produ
 
 @lru_cache(maxsize=KEPT)
 def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 3)
+    lines, (f, F) = _Lines(tile, interleaved, by_rows=False), blocks(tile.F, 3)
     # dx rows (K, L) += W.T (K, F) @ dout line (F, L)
     W, dout = lines.weights(f), lines.y(f, apart)
     return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="a")
 
 
 @lru_cache(maxsize=KEPT)
-def _forward_by_rows(tile: Tile, apart: Shape, biased: bool) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 3)
+def _forward_by_rows(tile: Tile, interleaved: bool, apart: Shape, biased: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved, by_rows=True), blocks(tile.F, 3)
     L, K = lines.length, lines.depth
     # y rows (L, F) += x rows.T (L, K) @ W.T (K, F)
     x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
@@ -405,16 +429,16 @@ def _forward_by_rows(tile: Tile, apart: Shape, biased: bool) -> Products:
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad_by_rows(tile: Tile, apart: Shape) -> Products:
-    lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 3)
+def _input_grad_by_rows(tile: Tile, interleaved: bool, apart: Shape) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved, by_rows=True), blocks(tile.F, 3)
     # dx rows (K, L) += W.T (K, F) @ dout rows.T (F, L)
     W, dout = lines.weight_columns(f), lines.y_rows(f, apart)
     return Products(lines.depth, lines.length, F, W, dout, lines.x(), transposed="b")
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, apart: Shape, finite: bool) -> Products:
-    lines = _Lines(tile, interleaved=False) if finite else _Taps(tile, interleaved=False)
+def _weight_grad(tile: Tile, interleaved: bool, apart: Shape, finite: bool) -> Products:
+    lines = (_Lines if finite else _Taps)(tile, interleaved, by_rows=True)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout (L, F)
     x, dout, dW = lines.x(), lines.y_rows(f, apart), lines.weight_columns(f)
@@ -423,7 +447,7 @@ def _weight_grad(tile: Tile, apart: Shape, finite: bool) -> Products:
 
 @lru_cache(maxsize=KEPT)
 def _weight_grad_by_lines(tile: Tile, apart: Shape, finite: bool) -> Products:
-    lines = _Lines(tile, interleaved=True) if finite else _Taps(tile, interleaved=True)
+    lines = (_Lines if finite else _Taps)(tile, interleaved=True, by_rows=False)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
     x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_columns(f)
