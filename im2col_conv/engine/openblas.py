@@ -4,9 +4,9 @@ NumPy offers one product a call, and its library may run kernels older than the 
 ``fast`` brings a second OpenBLAS, which is opened here by ctypes and belongs to this package alone:
 it runs kernels that fit the processor, always on one thread, and does not touch NumPy's.
 
-This is the only module that calls C. It takes no addresses: NumPy views, which lie inside their
-memory by construction, and :class:`~im2col_conv.engine.products.Products`, which has proved its
-bounds.
+This is the only module that calls C. It takes no addresses, but
+:class:`~im2col_conv.engine.products.Products` and :class:`~im2col_conv.engine.copies.Copies`, which
+have proved their bounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import Copies
 from im2col_conv.engine.kernels import judge, processor_features
 from im2col_conv.engine.products import Products
 
@@ -33,7 +34,6 @@ __all__ = ["INSTALL", "OpenBlas", "private_blas", "why_not"]
 INSTALL = 'pip install "im2col-conv[fast]"'
 
 _CORETYPE = "OPENBLAS_CORETYPE"
-_ROW_MAJOR, _TRANSPOSED = 101, 112  # the numbers that CBLAS has for these words
 # Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
 SHORT_COPY = 2**14
 
@@ -84,34 +84,11 @@ class OpenBlas:
         self._one_thread(1)
         products.run(self._functions[c.dtype].gemm_batch, a, b, c, bias)
 
-    def transpose(self, a: Array, out: Array) -> None:
-        """Set the matrix ``out`` to ``a.T``; the rows of both are contiguous."""
-        rows, columns = a.shape
-        if out.shape != (columns, rows) or a.dtype != out.dtype:
-            raise ValueError(f"{out.shape} {out.dtype} is not the transpose of {a.shape} {a.dtype}")
-        functions = self._functions[a.dtype]
-        omatcopy = functions.short_omatcopy if a.size < SHORT_COPY else functions.omatcopy
-        omatcopy(
-            _ROW_MAJOR,
-            _TRANSPOSED,
-            rows,
-            columns,
-            1.0,
-            a.ctypes.data,
-            _leading_dimension(a),
-            out.ctypes.data,
-            _leading_dimension(out),
-        )
-
-
-def _leading_dimension(matrix: Array) -> int:
-    """Return the numbers from one row of a view to the next; complain where BLAS could not."""
-    rows, columns = matrix.shape
-    step, item = matrix.strides
-    ld: int = max(step // matrix.itemsize, columns, 1) if rows > 1 else max(columns, 1)
-    if (columns > 1 and item != matrix.itemsize) or (rows > 1 and step != ld * matrix.itemsize):
-        raise ValueError(f"no rows for BLAS: strides {matrix.strides}, shape {matrix.shape}")
-    return ld
+    def copy(self, copies: Copies, source: Array, target: Array) -> None:
+        """Do the ``copies`` from one array to another."""
+        functions = self._functions[source.dtype]
+        short = copies.size < SHORT_COPY
+        copies.run(functions.short_omatcopy if short else functions.omatcopy, source, target)
 
 
 def _functions(library: ctypes.CDLL, short: ctypes.PyDLL, letter: str, number: Any) -> _Functions:

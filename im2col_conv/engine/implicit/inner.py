@@ -141,7 +141,7 @@ class ChannelsInner:
                 near = scratch.array("near", (f, row_of(c * taps)), dtype)[:, : c * taps]
                 near[...] = part.reshape(f, -1)
                 turned = scratch.array("W", (c * taps, f), dtype)
-                blas.transpose(near, turned)
+                move_matrix(blas, near, turned.T)
                 packed[...] = turned.reshape(c, taps, f).swapaxes(0, 1)
 
         return Blockwise(W, make)

@@ -7,14 +7,13 @@ import math
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copies_for
 from im2col_conv.engine.implicit.tile import row_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
 __all__ = [
-    "as_matrix",
     "last_to",
-    "lies",
     "move",
     "move_images",
     "move_matrix",
@@ -24,13 +23,11 @@ __all__ = [
 ]
 
 FAR = 1024  # positions of a channel that put the next one on another page
-WORTH_A_CALL = 4096  # numbers; below, one copy by NumPy is faster than many calls
 
 
 def move(blas: OpenBlas, source: Array, target: Array) -> None:
     """Copy ``source[c, n, *cells]`` to ``target``, image by image."""
-    for image in range(source.shape[1]):
-        move_matrix(blas, source[:, image], target[:, image])
+    _move(blas, source, target, each_image=True)
 
 
 def turn(blas: OpenBlas, scratch: Scratch, source: Array, target: Array) -> None:
@@ -64,39 +61,16 @@ def move_images(blas: OpenBlas, source: Array, target: Array) -> None:
 
 
 def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
-    """Copy ``source[row, *columns]`` to ``target``, in parts where it is no matrix as a whole."""
-    if source.dtype != target.dtype or not source.size:
+    """Copy ``source[row, *columns]`` to ``target``."""
+    _move(blas, source, target, each_image=False)
+
+
+def _move(blas: OpenBlas, source: Array, target: Array, *, each_image: bool) -> None:
+    copies = copies_for(source, target, each_image=each_image)
+    if copies is None:
         target[...] = source
-        return
-    pair = _transposed(source, target)
-    if pair is not None:
-        blas.transpose(*pair)
-    elif source.ndim > 2 and _is_worth_calls(source[:, 0], target[:, 0]):
-        for cells in range(source.shape[1]):
-            move_matrix(blas, source[:, cells], target[:, cells])
     else:
-        target[...] = source
-
-
-def _transposed(source: Array, target: Array) -> tuple[Array, Array] | None:
-    """Return views of which the second is the transpose of the first, both with contiguous rows."""
-    a, out = as_matrix(source), as_matrix(target)
-    if a is None or out is None:
-        return None
-    if lies(a) and lies(out.T):
-        return a, out.T
-    if lies(a.T) and lies(out):
-        return a.T, out
-    return None
-
-
-def _is_worth_calls(source: Array, target: Array) -> bool:
-    """Say whether an array is made of matrices so large that calls are sooner than one by NumPy."""
-    if source.size < WORTH_A_CALL:
-        return False
-    if _transposed(source, target) is not None:
-        return True
-    return source.ndim > 2 and _is_worth_calls(source[:, 0], target[:, 0])
+        blas.copy(copies, source, target)
 
 
 def last_to(axis: int, array: Array) -> Array:
@@ -104,24 +78,6 @@ def last_to(axis: int, array: Array) -> Array:
     axes = list(range(array.ndim - 1))
     axes.insert(axis, array.ndim - 1)
     return array.transpose(axes)
-
-
-def as_matrix(array: Array) -> Array | None:
-    """Return a view (row, columns) of ``array[row, *columns]``, or None where there is none."""
-    try:
-        return array.reshape(array.shape[0], math.prod(array.shape[1:]), copy=False)
-    except ValueError:
-        return None
-
-
-def lies(matrix: Array) -> bool:
-    """Say whether the rows of a matrix are contiguous and do not overlap."""
-    step, item = matrix.strides
-    rows, columns = matrix.shape
-    size = matrix.itemsize
-    return (columns == 1 or item == size) and (
-        rows == 1 or (step >= columns * size and step % size == 0)
-    )
 
 
 def span(memory: Array) -> Array:

@@ -21,10 +21,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import as_matrix, lies
 from im2col_conv.engine.implicit.moves import (
-    as_matrix,
     last_to,
-    lies,
     move,
     move_images,
     move_matrix,
@@ -133,7 +132,7 @@ class Pointwise:
         W = room("weights", (g, C, F), dtype).reshape(g, C, -1, self.chunk(F)).swapaxes(1, 2)
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, chunk: int) -> None:
-            blas.transpose(chunks[group, chunk], W[group, chunk])
+            move_matrix(blas, chunks[group, chunk], W[group, chunk].T)
 
         return Blockwise(W, make)
 
