@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, address
 
-__all__ = ["Copies", "as_matrix", "copies_for", "lies"]
+__all__ = ["Copies", "as_matrix", "copies_for", "lies", "shadow"]
 
 KEPT = 1024
 # Numbers of an image, and of any other matrix, below which one copy by NumPy is sooner than calls.
@@ -71,7 +71,7 @@ class Copies:
             raise ValueError(f"these copies are of arrays that lie as {self._lie}, got {lie}")
         if not target.flags.writeable:
             raise ValueError("the copies need a writeable array for their results")
-        places = [(source.ctypes.data, target.ctypes.data)]
+        places = [(address(source), address(target))]
         for times, a, b in self._loops:
             places = [(at + i * a, to + i * b) for at, to in places for i in range(times)]
         rows, columns = self._sizes
@@ -91,12 +91,7 @@ def copies_for(source: Array, target: Array, *, each_image: bool) -> Copies | No
 
 @lru_cache(maxsize=KEPT)
 def _copies_for(lie: Lie, each_image: bool) -> Copies | None:
-    # Arrays that lie so without any numbers: nobody looks at them.
-    nothing = np.empty(1, lie.dtype)
-    source, target = (
-        np.lib.stride_tricks.as_strided(nothing, lie.shape, strides)
-        for strides in (lie.source, lie.target)
-    )
+    source, target = (shadow(lie.shape, strides, lie.dtype) for strides in (lie.source, lie.target))
     loops: list[Loop] = []
     least = 1
     if each_image:
@@ -129,6 +124,11 @@ def _transposed(source: Array, target: Array) -> tuple[Array, Array] | None:
     if lies(a.T) and lies(out):
         return a.T, out
     return None
+
+
+def shadow(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array that lies so and has no numbers: to reason about, never to be read."""
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
 
 
 def as_matrix(array: Array) -> Array | None:

@@ -62,7 +62,7 @@ class OpenBlas:
     def __init__(self, path: Path) -> None:
         """Open the library and find every function, or raise OSError or AttributeError."""
         library, short = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
-        self._one_thread = library.scipy_openblas_set_num_threads
+        self._one_thread = short.scipy_openblas_set_num_threads
         self._one_thread.argtypes, self._one_thread.restype = [c_int], None
         corename = library.scipy_openblas_get_corename
         corename.restype = c_char_p

@@ -2,7 +2,7 @@
 
 A list says where each product's operands lie in three arrays, as offsets and leading dimensions
 counted in numbers. What it can reach is computed once, from all of its products; when it is run, an
-array that is smaller than that, or has gaps, is refused. So a wrong offset is an error, and never
+array whose memory is smaller than that is refused. So a wrong offset is an error, and never
 an address outside an array.
 """
 
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, address
 
 __all__ = ["Bias", "Operand", "Products"]
 
 Ints: TypeAlias = Array | int
 
-KEPT_TABLES = 4  # of addresses, a list
+KEPT_TABLES = 8  # of addresses, a list
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # CBLAS's numbers for these words
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -100,8 +100,10 @@ class Products:
         self.count = int(entries.m.size)
         self.reach = tuple(entries.reach(array) for array in arrays)
         self._offsets = np.stack((entries.a, entries.b, entries.c))
-        self._lie_in = np.stack((entries.a_in, entries.b_in, np.full_like(entries.c, _C)))
-        self._pointers: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        # one array for each row, or one for each operand
+        lie_in = np.stack((entries.a_in, entries.b_in, np.full_like(entries.c, _C)))
+        self._lie_in = np.array([[_A], [_B], [_C]]) if len(arrays) == 3 else lie_in
+        self._tables: OrderedDict[tuple[int, ...], _Table] = OrderedDict()
         self._groups = _Groups(entries)
 
     @property
@@ -114,7 +116,8 @@ class Products:
     ) -> None:
         """Do the products with CBLAS's ``gemm_batch`` of the arrays' type.
 
-        A list without :class:`Bias` does not look at ``bias``.
+        Of an array with gaps, all memory from its first number to its last is used. A list without
+        :class:`Bias` does not look at ``bias``.
         """
         arrays = [a, b, c]
         if len(self.reach) > len(arrays):
@@ -122,17 +125,16 @@ class Products:
                 raise ValueError("the products need a bias")
             arrays += [bias, _ones(self.reach[_ONES], c.dtype)]
         for array, reach in zip(arrays, self.reach, strict=True):
-            if array.size < reach or array.dtype != c.dtype or not array.flags.c_contiguous:
+            if array.dtype != c.dtype or _numbers(array) < reach:
                 raise ValueError(
-                    f"the products need {reach} numbers of {c.dtype} without gaps, got an array of "
-                    f"shape {array.shape}, {array.dtype}, strides {array.strides}"
+                    f"the products need {reach} numbers of {c.dtype}, got an array of shape "
+                    f"{array.shape}, {array.dtype}, strides {array.strides}"
                 )
         if not c.flags.writeable:
             raise ValueError("the products need a writeable array for their results")
         if self.count == 0:
             return
-        pointers = self._table(c.itemsize, *[array.ctypes.data for array in arrays])
-        at_a, at_b, at_c = _addresses(pointers)
+        at_a, at_b, at_c = self._table(c.itemsize, *map(address, arrays)).rows
         sizes = self._groups
         one, beta = sizes.factors[c.dtype]
         gemm_batch(
@@ -140,21 +142,29 @@ class Products:
             sizes.ldc, sizes.count, sizes.lengths,
         )  # fmt: skip
 
-    def _table(self, itemsize: int, *starts: int) -> Array:
-        """Return the address of each operand, from where the arrays start.
+    def _table(self, itemsize: int, *starts: int) -> _Table:
+        """Return the addresses of all operands, from where the arrays start.
 
         Buffers are used again and again, so that the last few tables are kept. A table follows
         from its key alone, and is never changed: threads may share it.
         """
         key = (itemsize, *starts)
-        table = self._pointers.get(key)
+        table = self._tables.get(key)
         if table is None:
-            table = self._offsets * itemsize + np.array(starts)[self._lie_in]
-            self._pointers[key] = table
-            while len(self._pointers) > KEPT_TABLES:
+            addresses = self._offsets * itemsize
+            addresses += np.array(starts).take(self._lie_in)
+            table = self._tables[key] = _Table(addresses, _rows(addresses))
+            while len(self._tables) > KEPT_TABLES:
                 with suppress(KeyError):  # another thread was sooner
-                    self._pointers.popitem(last=False)
+                    self._tables.popitem(last=False)
         return table
+
+
+class _Table(NamedTuple):
+    """The address of each operand (3, products), and where the rows of that table are."""
+
+    addresses: Array  # alive as long as its rows are told to C
+    rows: list[int]
 
 
 class _Entries(NamedTuple):
@@ -232,14 +242,30 @@ class _Groups:
         table = np.array(integers, np.int32)
         factors = {dtype: np.stack((np.ones(len(beta)), beta)).astype(dtype) for dtype in _TYPES}
         self.count = len(starts)
-        at = _addresses(table)
+        at = _rows(table)
         self.words, self.mnk, (self.lda, self.ldb, self.ldc) = at[:2], at[2:5], at[5:]
         self.lengths = lengths.ctypes.data
         self.factors: dict[Any, list[int]] = {
-            dtype: _addresses(array) for dtype, array in factors.items()
+            dtype: _rows(array) for dtype, array in factors.items()
         }
         self._kept = (table, lengths, *factors.values())  # alive as long as their addresses
         self.nbytes: int = sum(array.nbytes for array in self._kept)
+
+
+def _numbers(array: Array) -> int:
+    """Return how many numbers lie from the first of an array to its last."""
+    return (
+        array.size
+        if array.flags.c_contiguous
+        else _span(array.shape, array.strides, array.itemsize)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
+    if 0 in shape or any(step < 0 or step % itemsize for step in strides):
+        return 0  # nothing, or no numbers that could be counted so
+    return sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) // itemsize + 1
 
 
 def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:
@@ -251,8 +277,8 @@ def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:
     return int((offset + (rows - 1) * ld + columns).max())
 
 
-def _addresses(table: Array) -> list[int]:
-    """Return the address of each row of a table."""
+def _rows(table: Array) -> list[int]:
+    """Return where each row of a table begins."""
     if not table.flags.c_contiguous:
         raise ValueError(f"a table for C has gaps: strides {table.strides}, shape {table.shape}")
     start: int = table.ctypes.data

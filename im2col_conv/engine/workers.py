@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,25 +109,32 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
 
 
 def _share(task: Task, tasks: int, workers: int) -> None:
-    """Let ``workers`` threads, the caller first, draw the tasks one after another."""
-    numbers = count()
-    failed = False
+    """Let ``workers`` threads, the caller first, draw tasks from both ends of their row.
 
-    def work() -> None:
-        nonlocal failed
+    Neighbours often read the same cells or weights: so a worker goes on to the next one, and two
+    do not begin with neighbours.
+    """
+    row = deque(range(tasks))
+
+    def work(draw: Callable[[], int]) -> None:
         with lend_scratch() as scratch:
-            while not failed and (index := next(numbers)) < tasks:
+            while row:
+                try:
+                    index = draw()
+                except IndexError:  # another was sooner
+                    break
                 try:
                     task(index, scratch)
                 except BaseException:
-                    failed = True
+                    row.clear()
                     raise
 
     with parted() as left:
-        asked = [pool.ask(work, left) for _ in range(workers - 1)]
+        ends = (row.pop, row.popleft)
+        asked = [pool.ask(partial(work, ends[each % 2]), left) for each in range(workers - 1)]
         helpers = [each for each in asked if each is not None]
         try:
-            work()
+            work(row.popleft)
         finally:
             errors = [each.end() for each in helpers]
     for error in errors:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from im2col_conv.arrays import Array
 from im2col_conv.engine.copies import copies_for
 from im2col_conv.engine.implicit.tile import row_of
@@ -17,7 +15,6 @@ __all__ = [
     "move",
     "move_images",
     "move_matrix",
-    "span",
     "turn",
     "turning",
 ]
@@ -78,12 +75,3 @@ def last_to(axis: int, array: Array) -> Array:
     axes = list(range(array.ndim - 1))
     axes.insert(axis, array.ndim - 1)
     return array.transpose(axes)
-
-
-def span(memory: Array) -> Array:
-    """Return all numbers from the first of ``memory`` to its last, as a view of one axis."""
-    if memory.flags.c_contiguous:
-        return memory.reshape(-1)
-    reach = sum((n - 1) * step for n, step in zip(memory.shape, memory.strides, strict=True))
-    numbers = reach // memory.itemsize + 1
-    return np.lib.stride_tricks.as_strided(memory, (numbers,), (memory.itemsize,))

@@ -35,7 +35,7 @@ from im2col_conv.engine.implicit.lines import (
     steps,
     store_outputs,
 )
-from im2col_conv.engine.implicit.moves import move_images, span
+from im2col_conv.engine.implicit.moves import move_images
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
@@ -145,17 +145,17 @@ class ChannelsOuter:
             y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
         elif not products.overwrites:
             y[...] = 0
-        blas.run(products, W, x, span(y))
+        blas.run(products, W, x, y)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
-        blas.run(_input_grad(tile, self.interleaved, steps(dout)), W, span(dout), dx)
+        blas.run(_input_grad(tile, self.interleaved, steps(dout)), W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         if self.interleaved:
-            blas.run(_weight_grad_by_lines(tile, steps(dout)), x, span(dout), dw)
+            blas.run(_weight_grad_by_lines(tile, steps(dout)), x, dout, dw)
         else:
-            blas.run(_weight_grad(tile, row_steps(dout)), x, span(dout), dw)
+            blas.run(_weight_grad(tile, row_steps(dout)), x, dout, dw)
 
     def _order(self, shape: Shape) -> Shape:
         """Return the shape of the memory of x or dx: (image, *outer, c, line)."""

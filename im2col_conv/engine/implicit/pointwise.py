@@ -21,13 +21,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.copies import as_matrix, lies
+from im2col_conv.engine.copies import as_matrix, lies, shadow
 from im2col_conv.engine.implicit.moves import (
     last_to,
     move,
     move_images,
     move_matrix,
-    span,
 )
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, even_pieces, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
@@ -161,7 +160,7 @@ class Pointwise:
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
-        blas.run(products, span(x), span(dout), dw)
+        blas.run(products, x, dout, dw)
 
 
 class _Lie(NamedTuple):
@@ -189,12 +188,23 @@ class _Lie(NamedTuple):
 
 def _in_place(image: Array, dtype: np.dtype[Any]) -> Array | None:
     """Return ``image[c, n, *cells]`` as [c, n, position], if products can use it where it lies."""
-    if image.dtype != dtype or not image.flags.aligned or image.strides[1] < 0:
+    if image.dtype != dtype or not image.flags.aligned:
         return None
-    first = as_matrix(image[:, 0])
-    if first is None or not (lies(first) or lies(first.T)) or image.strides[1] % dtype.itemsize:
+    if not _has_matrices(image.shape, image.strides, dtype):
         return None
     return image.reshape(*image.shape[:2], -1, copy=False)
+
+
+@lru_cache(maxsize=1024)
+def _has_matrices(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> bool:
+    """Say whether each image [c, n, *cells] of so many cells, so far apart, is a matrix."""
+    first = as_matrix(shadow(shape, strides, dtype)[:, 0])
+    return (
+        first is not None
+        and (lies(first) or lies(first.T))
+        and strides[1] >= 0
+        and strides[1] % dtype.itemsize == 0
+    )
 
 
 def _new_lines(scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
@@ -204,11 +214,17 @@ def _new_lines(scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]) 
 
 
 def _lie_of(lines: Array) -> _Lie:
-    c, n, positions = lines.shape
+    return _lie(lines.shape, lines.strides, lines.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _lie(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> _Lie:
+    lines = shadow(shape, strides, dtype)
+    c, n, positions = shape
     inner = lies(lines[:, 0].T)
-    columns, step = (c, lines.strides[2]) if inner else (positions, lines.strides[0])
-    row = max(step // lines.itemsize, columns)
-    return _Lie(c, n, positions, row, lines.strides[1] // lines.itemsize, inner)
+    columns, step = (c, strides[2]) if inner else (positions, strides[0])
+    row = max(step // dtype.itemsize, columns)
+    return _Lie(c, n, positions, row, strides[1] // dtype.itemsize, inner)
 
 
 def _multiply(
@@ -226,7 +242,7 @@ def _multiply(
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
     products = _weighted(given, result, row, turned, bias is not None)
-    blas.run(products, span(a), span(b), span(target), bias)
+    blas.run(products, a, b, target, bias)
 
 
 @lru_cache(maxsize=KEPT)

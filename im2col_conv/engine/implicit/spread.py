@@ -43,7 +43,7 @@ from im2col_conv.engine.implicit.lines import (
     store_outputs,
     store_rows,
 )
-from im2col_conv.engine.implicit.moves import move_images, span
+from im2col_conv.engine.implicit.moves import move_images
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
@@ -197,7 +197,7 @@ class Spread:
             filters_last = y if self.by_rows else y.transpose(*range(1, y.ndim), 0)
             filters_last[...] = 0 if b is None else b
         left, right = (x, W) if self.by_rows else (W, x)
-        blas.run(products, left, right, span(y), b)
+        blas.run(products, left, right, y, b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
         dx[...] = 0
@@ -205,7 +205,7 @@ class Spread:
             products = _input_grad_by_rows(tile, self.interleaved, row_steps(dout))
         else:
             products = _input_grad(tile, self.interleaved, steps(dout))
-        blas.run(products, W, span(dout), dx)
+        blas.run(products, W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         finite = is_finite(dout)
@@ -213,7 +213,7 @@ class Spread:
             products = _weight_grad_by_lines(tile, steps(dout), finite)
         else:
             products = _weight_grad(tile, self.interleaved, row_steps(dout), finite)
-        blas.run(products, x, span(dout), dw)
+        blas.run(products, x, dout, dw)
 
     def _order(self, c: int, n: int, outer: Shape, outs: int) -> Shape:
         """Return the shape of the memory of x or dx: (image, *outer, tap, c, line)."""
