@@ -251,6 +251,57 @@ def test_pointwise_forward_copies_no_image_and_no_weights(monkeypatch, order):
 
 
 @needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((2, 33, 5, 23), (21, 33, 3, 3), {"padding": (1, 2)}),  # long lines
+        ((3, 34, 6, 7), (6, 17, 3, 2), {"stride": (1, 2), "groups": 2}),
+        ((18, 2, 7, 6), (5, 2, 3, 3), {"stride": (1, 2), "padding": 1}),  # many images
+        ((3, 5, 9, 8), (7, 5, 4, 3), {"padding": (2, 1)}),
+        ((2, 6, 9, 8), (6, 1, 3, 3), {"groups": 6, "padding": (1, 2)}),
+    ],
+)
+def test_images_may_lie_in_any_memory_order(x_shape, w_shape, keywords, order, layout):
+    rng = np.random.default_rng(7)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    given = [whole(rng, s) for s in (x_shape, w_shape, w_shape[:1], geometry.y_shape)]
+    x, w, b, dout = given
+    expected = all_passes(*given, algorithm="im2col", **keywords)
+    x, dout, y = ORDERS[order](x), ORDERS[order](dout), np.zeros_like(dout)
+    if "for all" in order:  # other numbers than before
+        expected = all_passes(x, w, b, dout, algorithm="im2col", **keywords)
+    else:
+        y = ORDERS[order](y)
+    if layout == "channels_last":
+        x, dout, y = (np.moveaxis(a, 1, -1) for a in (x, dout, y))
+    x.flags.writeable = dout.flags.writeable = False
+    ic.conv(x, w, b, algorithm="implicit", layout=layout, out=y, **keywords)
+    dx, dw, db = ic.conv_grads(dout, x, w, algorithm="implicit", layout=layout, **keywords)
+    if layout == "channels_last":
+        y, dx = np.moveaxis(y, -1, 1), np.moveaxis(dx, -1, 1)
+    for ours, theirs in zip((y, dx, dw, db), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_blas
+def test_long_lines_of_innermost_channels_are_used_where_they_lie(monkeypatch):
+    names, array = [], Scratch.array
+
+    def noted(self, name, *shape):
+        names.append(name)
+        return array(self, name, *shape)
+
+    monkeypatch.setattr(Scratch, "array", noted)
+    rng = np.random.default_rng(8)
+    x, w, b, dout = (whole(rng, s) for s in ((2, 6, 25, 17), (9, 17, 3, 3), 9, (2, 6, 25, 9)))
+    keywords = {"padding": 1, "layout": "channels_last", "algorithm": "implicit"}
+    all_passes(x, w, b, dout, **keywords)
+    assert not {"x", "dx", "y", "dout", "dout.T"}.intersection(names)
+
+
+@needs_blas
 def test_auto_multiplies_large_pointwise_layers_where_they_lie():
     if private_blas().kernel not in WIDE_KERNELS:
         pytest.skip("auto takes the implicit way with wide kernels only")

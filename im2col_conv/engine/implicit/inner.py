@@ -10,7 +10,8 @@ filters of dout for dw. What the products read beside that may be the transpose,
 no cost: where lines are long and images lie channel by channel, rows of positions are copied as
 they are, or by phases of the stride. Else channels are innermost there too: with stride 1, the
 images of a tile lie cell by cell, so that short lines are as many times longer; with another, one
-image follows the other.
+image follows the other. Images whose channels are innermost already are used where they are, if
+lines are long.
 
 Products that are the first to meet a line as a whole overwrite it, so that nothing need be cleared.
 """
@@ -26,6 +27,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.implicit.lines import room_for_rows, row_steps
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import (
@@ -101,14 +103,18 @@ class ChannelsInner:
     ) -> Array:
         if self._as_planes(name):
             return _as_planes(scratch, name, image, self.stride if name == "x" else 1, dtype)
-        memory, view = self._memory(scratch, name, image.shape, dtype)
-        turn(blas, scratch, image, view)
+        memory = self.room(scratch, name, image, tile, dtype)
+        if not np.may_share_memory(memory, image):
+            turn(blas, scratch, image, self._view(memory, image.shape))
         return memory
 
     def room(
         self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
-        return self._memory(scratch, name, image.shape, dtype)[0]
+        if not self.interleaved:
+            return room_for_rows(scratch, name, image, dtype)
+        c, n, *cells = image.shape
+        return scratch.array(name, (*cells, n, row_of(c)), dtype)[..., :c]
 
     def store(
         self,
@@ -121,12 +127,13 @@ class ChannelsInner:
         b: Array | None,
     ) -> None:
         if b is not None:
-            memory[..., : len(b)] += b
-        move(blas, self._view(memory, image.shape), image)
+            memory += b
+        if not np.may_share_memory(memory, image):
+            move(blas, self._view(memory, image.shape), image)
 
     def sums(self, memory: Array, image: Array) -> Array:
-        rows = memory.reshape(-1, memory.shape[-1])
-        total: Array = np.matmul(np.ones(len(rows), memory.dtype), rows[:, : len(image)])
+        ones = np.ones(memory.shape[-2], memory.dtype)
+        total: Array = np.matmul(ones, memory).reshape(-1, len(image)).sum(axis=0)
         return total
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
@@ -176,36 +183,35 @@ class ChannelsInner:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        products = _forward(tile, self, W.shape[-1], b is not None)
+        lies = self._steps(x, "x"), self._steps(y, "y")
+        products = _forward(tile, self, W.shape[-1], lies, b is not None)
         if not products.overwrites:
-            y[..., : tile.F] = 0 if b is None else b
+            y[...] = 0 if b is None else b
         blas.run(products, x, W, y, b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        products = _input_grad(tile, self, W.shape[-1])
+        lies = self._steps(dx, "dx"), self._steps(dout, "dout")
+        products = _input_grad(tile, self, W.shape[-1], lies)
         if not products.overwrites:
             dx[...] = 0
         blas.run(products, dout, W, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        blas.run(_weight_grad(tile, self, dw.shape[-1]), x, dout, dw)
+        lies = self._steps(x, "x"), self._steps(dout, "dout.T")
+        blas.run(_weight_grad(tile, self, dw.shape[-1], lies), x, dout, dw)
 
     def _as_planes(self, name: str) -> bool:
         return self.planes and name in ("x", "dout")
 
-    def _memory(
-        self, scratch: Scratch, name: str, shape: Shape, dtype: np.dtype[Any]
-    ) -> tuple[Array, Array]:
-        """Return memory for an image (c, n, *cells), and the view of it."""
-        c, n, *cells = shape
-        order = (*cells, n) if self.interleaved else (n, *cells)
-        memory = scratch.array(name, (*order, row_of(c)), dtype)
-        return memory, self._view(memory, shape)
+    def _steps(self, memory: Array, name: str) -> Shape:
+        """Return the numbers from row to row, and along each other axis; none of planes."""
+        return () if self._as_planes(name) else row_steps(memory)
 
     def _view(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [c, n, *cells] of the memory of rows."""
         axes = len(shape) - 2
         places = (axes, *range(axes)) if self.interleaved else range(axes + 1)
-        return memory[..., : shape[0]].transpose(axes + 1, *places)
+        return memory.transpose(axes + 1, *places)
 
 
 def _blocks(channels: int) -> list[tuple[int, int]]:
@@ -262,6 +268,7 @@ class _Lines:
     """
 
     def __init__(self, tile: Tile, lie: ChannelsInner, results: Results = None) -> None:
+        self._interleaved = lie.interleaved
         together = tile.images if lie.interleaved else 1
         each_image = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
         deepest = min(max(tile.C, tile.F), DEPTH) * min(tile.C, tile.F, BLOCK)
@@ -278,25 +285,35 @@ class _Lines:
         self._out = ((pairs.out * last.outs + pairs.at) * together)[:, None]
         self._cell = ((pairs.cell * last.cells + pairs.last_cell) * together)[:, None]
 
-    def x(self, c: Array, planes: bool = False) -> Operand:
-        """Return the cells of each pair, from channel ``c``; with ``planes``, transposed."""
-        if planes:
-            cells = [axis.cells for axis in self._tile.axes]
-            return self._planes(self._cell, cells, self._tile.axes[-1].stride, self._tile.C, c)
-        row = row_of(self._tile.C)
-        return Operand(self._cell * row + c, self._tile.axes[-1].stride * row)
+    def x(self, c: Array, steps: Shape) -> Operand:
+        """Return the cells of each pair, from channel ``c``; planes have no steps."""
+        cells, stride = [axis.cells for axis in self._tile.axes], self._tile.axes[-1].stride
+        if not steps:
+            return self._planes(self._cell, cells, stride, self._tile.C, c)
+        return Operand(self._rows(self._cell, cells, steps) + c, stride * steps[0])
 
-    def y(self, f: Array, planes: bool = False) -> Operand:
-        """Return the outputs of each pair, from filter ``f``; with ``planes``, transposed."""
-        if planes:
-            outs = [axis.outs for axis in self._tile.axes]
+    def y(self, f: Array, steps: Shape) -> Operand:
+        """Return the outputs of each pair, from filter ``f``, likewise."""
+        outs = [axis.outs for axis in self._tile.axes]
+        if not steps:
             return self._planes(self._out, outs, 1, self._tile.F, f)
-        row = row_of(self._tile.F)
-        return Operand(self._out * row + f, row)
+        return Operand(self._rows(self._out, outs, steps) + f, steps[0])
 
     def weights(self, block: Array, row: Array, rows: int, width: int) -> Operand:
         """Return each pair's tap in weights packed as (blocks, taps, rows, width)."""
         return Operand(((block * self._tile.taps + self.tap) * rows + row) * width, width)
+
+    def _rows(self, at: Array, positions: Sequence[int], steps: Shape) -> Array:
+        """Return where the rows of each pair begin."""
+        if self._interleaved:
+            return at * steps[0]
+        row, *others = steps
+        images = self._tile.images
+        *lines, place = np.unravel_index(at, (images, *positions))
+        begin: Array = place * row
+        for index, step in zip(lines, others, strict=True):
+            begin = begin + index * step
+        return begin
 
     def _planes(
         self, at: Array, positions: Sequence[int], stride: int, channels: int, first: Array
@@ -310,34 +327,38 @@ class _Lines:
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, lie: ChannelsInner, width: int, biased: bool) -> Products:
+def _forward(
+    tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape], biased: bool
+) -> Products:
     lines = _Lines(tile, lie, "outs")
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
-    x, y = lines.x(c, lie.planes), lines.y(f)
+    x, y = lines.x(c, steps[0]), lines.y(f, steps[1])
     over, b = lines.leads & (c == 0), Bias(f, by_rows=False) if biased else None
     return Products(lines.length, F, C, x, W, y, transposed=transposed, fresh=over, bias=b)
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+def _input_grad(tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape]) -> Products:
     lines = _Lines(tile, lie, "cells")
     (c, C, c_block), (f, F) = _outer_blocks(tile.C), even_pieces(tile.F, DEPTH)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes
-    dout, dx = lines.y(f, lie.planes), lines.x(c)
+    dx, dout = lines.x(c, steps[0]), lines.y(f, steps[1])
     over = lines.leads & (f == 0)
     return Products(lines.length, C, F, dout, W, dx, transposed=transposed, fresh=over)
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, lie: ChannelsInner, width: int) -> Products:
+def _weight_grad(
+    tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape]
+) -> Products:
     lines = _Lines(tile, lie)
     (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
     dW, transposed = lines.weights(f_block, c, tile.C, width), "a" * (not lie.planes)
-    x, dout = lines.x(c, lie.planes), lines.y(f)
+    x, dout = lines.x(c, steps[0]), lines.y(f, steps[1])
     return Products(C, F, lines.length, x, dout, dW, transposed=transposed)
 
 
