@@ -49,7 +49,7 @@ __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
-PACKED_AT_ONCE = 2**18  # numbers of weights between the copies that arrange them
+PACKED_AT_ONCE = 5 * 2**16  # numbers of weights between the copies that arrange them
 
 
 @dataclass(frozen=True)
