@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
-from im2col_conv.engine.products import Bias, Operand, Products
+from im2col_conv.engine.products import KEPT_TABLES, Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
@@ -418,6 +419,23 @@ def test_no_product_touches_what_lies_beside_its_arrays(by_rows):
             private_blas().run(products, *given)
     with pytest.raises(ValueError, match="need a bias"):
         private_blas().run(products, a, b, c)
+
+
+def test_a_table_of_addresses_lives_until_c_has_done_with_it():
+    products = Products(1, 1, 1, Operand(0, 1), Operand(0, 1), Operand(0, 1))
+    one = np.ones(1)
+
+    def others_run(*_):
+        held = weakref.ref(next(iter(products._tables.values())).addresses)
+        others = [np.ones(1) for _ in range(2 * KEPT_TABLES)]
+        for other in others:
+            products.run(lambda *_: None, other, one, one, None)
+        assert held() is not None
+        dropped.append(held)
+
+    dropped = []
+    products.run(others_run, one, one, one, None)
+    assert dropped[0]() is None
 
 
 @pytest.mark.parametrize(

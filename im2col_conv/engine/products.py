@@ -134,7 +134,9 @@ class Products:
             raise ValueError("the products need a writeable array for their results")
         if self.count == 0:
             return
-        at_a, at_b, at_c = self._table(c.itemsize, *map(address, arrays)).rows
+        # Held until C has done with it: another thread may drop it from those that are kept.
+        table = self._table(c.itemsize, *map(address, arrays))
+        at_a, at_b, at_c = table.rows
         sizes = self._groups
         one, beta = sizes.factors[c.dtype]
         gemm_batch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -108,21 +108,41 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
         blas.let_go()
 
 
-def _share(task: Task, tasks: int, workers: int) -> None:
-    """Let ``workers`` threads, the caller first, draw tasks from both ends of their row.
+class _Row:
+    """Tasks in a row, which are drawn from both ends.
 
-    Neighbours often read the same cells or weights: so a worker goes on to the next one, and two
-    do not begin with neighbours.
+    Neighbours often read the same cells or weights. So a worker goes on to the next one, and two
+    workers do not begin beside each other.
     """
-    row = deque(range(tasks))
 
-    def work(draw: Callable[[], int]) -> None:
+    def __init__(self, tasks: int) -> None:
+        self._first, self._end = 0, tasks
+        self._drawing = threading.Lock()
+
+    def draw(self, *, last: bool) -> int | None:
+        """Return the first task that is left, or the last; None where none is."""
+        with self._drawing:
+            if self._first >= self._end:
+                return None
+            if last:
+                self._end -= 1
+                return self._end
+            self._first += 1
+            return self._first - 1
+
+    def clear(self) -> None:
+        """Let nobody draw any more."""
+        with self._drawing:
+            self._end = self._first
+
+
+def _share(task: Task, tasks: int, workers: int) -> None:
+    """Let ``workers`` threads draw the tasks: the caller from the front, the next from behind."""
+    row = _Row(tasks)
+
+    def work(number: int) -> None:
         with lend_scratch() as scratch:
-            while row:
-                try:
-                    index = draw()
-                except IndexError:  # another was sooner
-                    break
+            while (index := row.draw(last=number % 2 == 1)) is not None:
                 try:
                     task(index, scratch)
                 except BaseException:
@@ -130,11 +150,10 @@ def _share(task: Task, tasks: int, workers: int) -> None:
                     raise
 
     with parted() as left:
-        ends = (row.pop, row.popleft)
-        asked = [pool.ask(partial(work, ends[each % 2]), left) for each in range(workers - 1)]
+        asked = [pool.ask(partial(work, number), left) for number in range(1, workers)]
         helpers = [each for each in asked if each is not None]
         try:
-            work(row.popleft)
+            work(0)
         finally:
             errors = [each.end() for each in helpers]
     for error in errors:
