@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.im2col.columns import Columns, Shape, as_matrix
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
@@ -38,7 +39,8 @@ def gather_tile(
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions)
     if band.dense:
-        cols[...] = _windows(geometry, _padded(columns, scratch, x, dtype, band), band.lengths)
+        band_cells = _padded(columns, scratch, x, dtype, band)
+        copy_lines(_windows(geometry, band_cells, band.lengths), cols)
     else:
         gather(geometry, x, cols, box, whole(geometry.size))
     return matrix

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import room_for_rows, row_steps
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
@@ -149,7 +150,7 @@ class ChannelsInner:
                 near[...] = part.reshape(f, -1)
                 turned = scratch.array("W", (c * taps, f), dtype)
                 move_matrix(blas, near, turned.T)
-                packed[...] = turned.reshape(c, taps, f).swapaxes(0, 1)
+                copy_lines(turned.reshape(c, taps, f).swapaxes(0, 1), packed)
 
         return Blockwise(W, make)
 
@@ -177,7 +178,7 @@ class ChannelsInner:
             for part, packed in _parts(weights, sums, block):
                 order = (*part.shape[1:], len(part))
                 buffer = scratch.array("W", order, sums.dtype)  # in between, as (c, tap, f)
-                buffer[...] = packed.swapaxes(0, 1)
+                copy_lines(packed.swapaxes(0, 1), buffer)
                 move_matrix(blas, buffer.transpose(2, 0, 1), part)
 
     def forward(

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
     OUTPUTS,
@@ -87,7 +88,7 @@ class ChannelsOuter:
         if self.interleaved:
             move_images(blas, image, view)
         else:
-            view[...] = image
+            copy_lines(image, view)
         return memory
 
     def room(
@@ -116,7 +117,7 @@ class ChannelsOuter:
         if self.interleaved:
             move_images(blas, view, image)
         else:
-            image[...] = view
+            copy_lines(view, image)
 
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)

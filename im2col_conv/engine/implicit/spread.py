@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
     OUTPUTS,
@@ -124,7 +125,7 @@ class Spread:
         if outs.start < outs.stop and image.size:
             windows = self._windows(blas, scratch, image, axis, outs, dtype)
             for turn, view in enumerate(windows):
-                rows[turn :: len(windows), ..., outs] = view
+                copy_lines(view, rows[turn :: len(windows), ..., outs])
         for tap, _, _, paddings in _met(axis):
             for padding in paddings:
                 rows[tap][..., padding] = 0
