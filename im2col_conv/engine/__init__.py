@@ -9,7 +9,7 @@
 
 They stand on ``jobs`` (one pass, or both gradients, as tasks), ``tiling`` (how large a tile is),
 ``plan`` (what a pass takes), ``arithmetic`` (how numbers of a type are multiplied), ``workers``,
-``pool``, ``processors`` and ``blas`` (who does it, and where), ``products`` and ``openblas`` (lists
-of small products and the library that does them), ``kernels`` (which of its kernels fit the
-processor) and ``settings``.
+``pool``, ``processors`` and ``blas`` (who does it, and where), ``products``, ``copies`` and
+``openblas`` (lists of small products, copies from one memory order to another, and the library that
+does them), ``kernels`` (which of its kernels fit the processor) and ``settings``.
 """

@@ -39,6 +39,7 @@ from im2col_conv.engine.implicit.tile import (
     Tile,
     even_pieces,
     row_of,
+    sums_of_rows,
 )
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise
 from im2col_conv.engine.openblas import OpenBlas
@@ -133,9 +134,7 @@ class ChannelsInner:
             move(blas, self._view(memory, image.shape), image)
 
     def sums(self, memory: Array, image: Array) -> Array:
-        ones = np.ones(memory.shape[-2], memory.dtype)
-        total: Array = np.matmul(ones, memory).reshape(-1, len(image)).sum(axis=0)
-        return total
+        return sums_of_rows(memory)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, blocks of F, taps, C, 64)."""

@@ -54,6 +54,7 @@ from im2col_conv.engine.implicit.tile import (
     is_finite,
     row_of,
     sums_of,
+    sums_of_rows,
 )
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
@@ -168,7 +169,7 @@ class Spread:
             move_images(blas, target, image)
 
     def sums(self, memory: Array, image: Array) -> Array:
-        return sums_of(image, memory.dtype)
+        return sums_of_rows(memory) if self.by_rows else sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, 1, F, other taps, taps of the last axis, C), by rows with F at the end."""

@@ -25,6 +25,7 @@ __all__ = [
     "is_finite",
     "row_of",
     "sums_of",
+    "sums_of_rows",
 ]
 
 Shape = tuple[int, ...]
@@ -88,6 +89,18 @@ def is_finite(memory: Array) -> bool:
 def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
     """Return the sum of each channel of ``image[c, n, *cells]``."""
     total: Array = image.sum(axis=tuple(range(1, image.ndim)), dtype=dtype)
+    return total
+
+
+def sums_of_rows(memory: Array) -> Array:
+    """Return the sum of each channel of ``memory[..., line, c]``, by a product with ones."""
+    channels = memory.shape[-1]
+    try:
+        rows = memory.reshape(-1, channels, copy=False)
+    except ValueError:  # line by line
+        rows = memory
+    totals = np.matmul(np.ones(rows.shape[-2], memory.dtype), rows)
+    total: Array = totals.reshape(-1, channels).sum(axis=0)
     return total
 
 
