@@ -97,9 +97,9 @@ class Spread:
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         if name in OUTPUTS:
-            return output_numbers(
-                *(("dout.T", False) if self.by_rows else (name, self.interleaved)), c, n, outs
-            )
+            if self.by_rows:
+                return output_numbers("dout.T", False, c, n, outs)
+            return output_numbers(name, self.interleaved, c, n, outs)
         rows = math.prod(self._order(c, n, cells[:-1], outs[-1]))
         margins = 2 * n * self.reach * (c if self.by_rows else 1)
         return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + margins
