@@ -327,6 +327,18 @@ def test_fresh_products_overwrite_and_the_others_add():
 
 
 @needs_blas
+def test_products_may_use_the_gaps_of_an_array_and_nothing_beyond():
+    products = Products(2, 2, 1, Operand(0, 1), Operand(0, 2), Operand(0, 5))  # C reaches 7 numbers
+    a, b, room = np.ones(2), np.array([3.0, 5.0]), np.zeros((3, 5))
+    private_blas().run(products, a, b, room[:2, :2])
+    np.testing.assert_array_equal(room, [[3, 5, 0, 0, 0], [3, 5, 0, 0, 0], [0] * 5])
+    between = np.zeros(20, [("number", np.float64), ("other", np.int8)])["number"]
+    for other in (room[:2, :1], room[1::-1, :2], room[:0], between):
+        with pytest.raises(ValueError, match="the products need 7 numbers"):
+            private_blas().run(products, a, b, other)
+
+
+@needs_blas
 def test_many_workers_make_each_block_of_weights_once():
     made, memory, meet = [], np.zeros((2, 5, 3)), threading.Barrier(6)
 
