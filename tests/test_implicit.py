@@ -18,6 +18,7 @@ from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.tile import sums_of_rows
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
@@ -324,6 +325,12 @@ def test_fresh_products_overwrite_and_the_others_add():
     products = Products(1, 1, 2, Operand(0, 2), Operand(0, 1), Operand(rows, 1), fresh=fresh)
     private_blas().run(products, a, b, c)
     np.testing.assert_array_equal(c, [26, np.nan, 13])
+
+
+@pytest.mark.parametrize("part", [np.s_[:], np.s_[..., :5], np.s_[:, 1:4], np.s_[:, 1:4, :2, 1:]])
+def test_sums_of_rows_are_of_all_rows(part):
+    memory = whole(np.random.default_rng(9), (3, 5, 4, 6))[part]
+    np.testing.assert_array_equal(sums_of_rows(memory), memory.sum(axis=(0, 1, 2)))
 
 
 @needs_blas
