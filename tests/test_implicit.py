@@ -288,6 +288,20 @@ def test_images_may_lie_in_any_memory_order(x_shape, w_shape, keywords, order, l
 
 
 @needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("w_shape", [(7, 6, 3, 3), (7, 6, 1, 1), (7, 40, 3, 3)])
+def test_the_step_of_an_axis_of_one_does_not_matter(w_shape, layout):
+    rng = np.random.default_rng(10)
+    x, w = whole(rng, (3, w_shape[1], 9, 26)), whole(rng, w_shape)
+    if layout == "channels_last":
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    one = x[1:0:-1, :, 1:, :]  # an axis of one that goes backwards, in an array with gaps
+    one = one if layout == "channels_first" else x[1:0:-1, :, 1:]
+    ways = [ic.conv(one, w, layout=layout, algorithm=way) for way in ("implicit", "im2col")]
+    np.testing.assert_array_equal(*ways)
+
+
+@needs_blas
 def test_long_lines_of_innermost_channels_are_used_where_they_lie(monkeypatch):
     names, array = [], Scratch.array
 
@@ -339,6 +353,7 @@ def test_products_may_use_the_gaps_of_an_array_and_nothing_beyond():
     a, b, room = np.ones(2), np.array([3.0, 5.0]), np.zeros((3, 5))
     private_blas().run(products, a, b, room[:2, :2])
     np.testing.assert_array_equal(room, [[3, 5, 0, 0, 0], [3, 5, 0, 0, 0], [0] * 5])
+    private_blas().run(products, a, b, room.reshape(1, 3, 5)[::-1, :2, :2])  # one goes no way back
     between = np.zeros(20, [("number", np.float64), ("other", np.int8)])["number"]
     for other in (room[:2, :1], room[1::-1, :2], room[:0], between):
         with pytest.raises(ValueError, match="the products need 7 numbers"):

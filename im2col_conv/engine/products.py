@@ -265,9 +265,10 @@ def _numbers(array: Array) -> int:
 
 @lru_cache(maxsize=1024)
 def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
-    if 0 in shape or any(step < 0 or step % itemsize for step in strides):
+    reaches = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
+    if 0 in shape or any(reach < 0 or reach % itemsize for reach in reaches):
         return 0  # nothing, or no numbers that could be counted so
-    return sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) // itemsize + 1
+    return sum(reaches) // itemsize + 1
 
 
 def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:
