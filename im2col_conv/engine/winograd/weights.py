@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.moves import turn
 from im2col_conv.engine.implicit.tile import KEPT, row_of
 from im2col_conv.engine.implicit.weights import Blockwise
@@ -49,7 +50,7 @@ def transform(w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room
         turned = scratch.array("W", (C * TAPS, width), dtype)
         turn(blas, scratch, part.reshape(len(part), 1, -1), turned.T[: len(part), None])
         taps = scratch.array("taps", (TAPS, C, width), dtype)
-        taps[...] = turned.reshape(C, TAPS, width).swapaxes(0, 1)
+        copy_lines(turned.reshape(C, TAPS, width).swapaxes(0, 1), taps)
         blas.run(_products(len(G), C * width), G, taps, U[group, block])
 
     return Blockwise(U, make)
