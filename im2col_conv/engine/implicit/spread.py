@@ -11,8 +11,9 @@ MEC's lowering along one axis (Cho and Brand, 2017). Where lines are short, the 
 cell by cell; then y and dout, if their channels are innermost in memory, stay where they are, and a
 product takes one output of all images. dx is added up in such rows, and then tap by tap.
 
-The lines of y and dout are used where they are, if they are long; only for dw, long lines of dout
-are copied with their channels innermost, since products with a transposed right side are slow.
+The lines of y and dout are used where they are, if they are long; only for dw, and with more than
+one axis, long lines of dout are copied with their channels innermost, since short products with a
+transposed right side are slow.
 Padding is stored, as zeros. Zero times infinity would be NaN: where dout is not finite, dw is made
 tap by tap of the outputs that meet a cell.
 """
@@ -99,7 +100,7 @@ class Spread:
         if name in OUTPUTS:
             if self.by_rows:
                 return output_numbers("dout.T", False, c, n, outs)
-            return output_numbers(name, self.interleaved, c, n, outs)
+            return output_numbers(_where_it_is(name, len(outs)), self.interleaved, c, n, outs)
         rows = math.prod(self._order(c, n, cells[:-1], outs[-1]))
         margins = 2 * n * self.reach * (c if self.by_rows else 1)
         return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + margins
@@ -119,6 +120,7 @@ class Spread:
         if name in OUTPUTS and self.by_rows:
             return load_rows(blas, scratch, name, image, dtype)
         if name in OUTPUTS:
+            name = _where_it_is(name, len(tile.axes))
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
         memory = self._rows(scratch, name, tile, dtype)
         rows, axis = self._by_tap(memory, tile), tile.axes[-1]
@@ -211,8 +213,8 @@ class Spread:
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         finite = is_finite(dout)
-        if self.interleaved and not self.by_rows:
-            products = _weight_grad_by_lines(tile, steps(dout), finite)
+        if not self.by_rows and (self.interleaved or len(tile.axes) == 1):
+            products = _weight_grad_by_lines(tile, self.interleaved, steps(dout), finite)
         else:
             products = _weight_grad(tile, self.interleaved, row_steps(dout), finite)
         blas.run(products, x, dout, dw)
@@ -287,6 +289,11 @@ class Spread:
         tap = lines.ndim - 4
         n, rest = (tap + 3, 0) if self.interleaved else (0, tap + 3)
         return lines.transpose(tap, tap + 1, n, *range(1, tap), tap + 2, rest)[..., 0]
+
+
+def _where_it_is(name: str, axes: int) -> str:
+    """Return the name of dout as it is for its transpose, if there is but one axis."""
+    return "dout" if name == "dout.T" and axes == 1 else name
 
 
 @lru_cache(maxsize=KEPT)
@@ -448,8 +455,10 @@ def _weight_grad(tile: Tile, interleaved: bool, apart: Shape, finite: bool) -> P
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad_by_lines(tile: Tile, apart: Shape, finite: bool) -> Products:
-    lines = (_Lines if finite else _Taps)(tile, interleaved=True, by_rows=False)
+def _weight_grad_by_lines(
+    tile: Tile, interleaved: bool, apart: Shape, finite: bool
+) -> Products:
+    lines = (_Lines if finite else _Taps)(tile, interleaved, by_rows=False)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
     x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_columns(f)
