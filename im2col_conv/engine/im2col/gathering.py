@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 __all__ = ["column_bytes", "gather_tile"]
 
 BAND_SHARE = 2
+LEAST_LINE = 12  # outputs of a line that pay for cells by phases
 
 
 def gather_tile(
@@ -27,23 +29,36 @@ def gather_tile(
     """Return the column matrix (g, K, L) of the outputs ``box`` of ``x[g, c, n, *size]``.
 
     A kernel of one tap may find the matrix in ``x`` as it lies. Else all windows are copied at once
-    from the *band* of cells that the tile sees, itself a copy where padding or another type is
-    wanted; or, where windows are so sparse that the band would be large, tap by tap.
+    from the *band* of cells that the tile sees, itself a copy where padding, phases or another type
+    are wanted; or, where windows are so sparse that the band would be large, tap by tap.
     """
     geometry = columns.geometry
     if geometry.taps == 1 and x.dtype == dtype:
         view = _pointwise(geometry, x, box)
         if view is not None:
             return view
-    band = _band(geometry, ends(box))
+    band = _band(geometry, ends(box), _phases(columns))
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions)
     if band.dense:
-        band_cells = _padded(columns, scratch, x, dtype, band)
-        copy_lines(_windows(geometry, band_cells, band.lengths), cols)
+        cells = _cells(columns, scratch, x, dtype, band)
+        for taps, windows in _windows(geometry, cells, band):
+            copy_lines(windows, cols[:, :, *taps])
     else:
         gather(geometry, x, cols, box, whole(geometry.size))
     return matrix
+
+
+def _phases(columns: Columns) -> int:
+    """Return in how many phases the cells of a line are stored.
+
+    The cells that a tap meets lie a stride apart: in a phase of their own they are contiguous, and
+    copied line by line. Short lines, or few taps, do not pay for storing them so.
+    """
+    geometry = columns.geometry
+    stride = geometry.stride[-1]
+    pays = geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] >= stride and not columns.rows
+    return stride if pays else 1
 
 
 def column_bytes(window: int, dtype: np.dtype[Any]) -> int:
@@ -66,11 +81,13 @@ def _pointwise(geometry: ConvGeometry, x: Array, box: Slices) -> Array | None:
 class _Band(NamedTuple):
     """The cells from the first to the last that a box of outputs sees, padding included.
 
-    They are worth storing where they are ``dense``, few beside the box's windows.
+    They are worth storing where they are ``dense``, few beside the box's windows. A line of them
+    comes in as many ``phases``, each of every so many-th cell.
     """
 
     lengths: Shape  # of the box
     shape: Shape
+    phases: int
     inside: Slices  # which cells of the input are among them
     middle: Slices  # where among them these are
     padded: bool
@@ -78,7 +95,7 @@ class _Band(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _band(geometry: ConvGeometry, box: Ends) -> _Band:
+def _band(geometry: ConvGeometry, box: Ends, phases: int) -> _Band:
     """Return what the outputs ``box``, (start, stop) on each axis, see: every call asks anew."""
     lengths = tuple(stop - start for start, stop in box)
     seen = [
@@ -95,10 +112,12 @@ def _band(geometry: ConvGeometry, box: Ends) -> _Band:
         slice(cells.start - start, cells.stop - start)
         for cells, (start, _) in zip(inside, seen, strict=True)
     )
-    shape = tuple(stop - start for start, stop in seen)
+    *outer, cells = (stop - start for start, stop in seen)
+    shape = (*outer, -(-cells // phases) * phases)
     return _Band(
         lengths=lengths,
         shape=shape,
+        phases=phases,
         inside=inside,
         middle=middle,
         padded=middle != whole(shape),
@@ -106,30 +125,50 @@ def _band(geometry: ConvGeometry, box: Ends) -> _Band:
     )
 
 
-def _padded(
+def _cells(
     columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: _Band
 ) -> Array:
-    """Return ``x[g, c, n, *band]`` in ``dtype``, zero where that is padding."""
-    cells: Array = x[last(band.inside)]
-    if not band.padded and x.dtype == dtype:
-        return cells
-    padded = columns.like_image(scratch, "band", (*x.shape[:3], *band.shape), dtype)
+    """Return ``x[g, c, n, *band]`` by [phase, ...] in ``dtype``, zero where that is padding."""
+    inside: Array = x[last(band.inside)]
+    if not band.padded and x.dtype == dtype and band.phases == 1:
+        return inside[None]
+    *outer, line = band.shape
+    G, phases = len(x), band.phases
+    shape = (phases * G, *x.shape[1:3], *outer, line // phases)
+    cells = columns.like_image(scratch, "band", shape, dtype).reshape(phases, G, *shape[1:])
     if band.padded:
-        padded[...] = 0
-    padded[last(band.middle)] = cells
-    return padded
+        cells[...] = 0
+    first = band.middle[-1].start
+    for phase, target in enumerate(cells):
+        skipped = (phase - first) % phases
+        part = inside[..., skipped::phases]
+        at = (first + skipped) // phases
+        target[last((*band.middle[:-1], slice(at, at + part.shape[-1])))] = part
+    return cells
 
 
-def _windows(geometry: ConvGeometry, band: Array, lengths: Shape) -> Array:
-    """Return the view ``cols[g, c, *tap, n, *o]`` of ``band[g, c, n, *cells]``."""
-    (G, C, N), (g, c, n, *steps) = band.shape[:3], band.strides
-    taps = _strides(steps, geometry.dilation, geometry.kernel)
-    outs = _strides(steps, geometry.stride, lengths)
-    shape, strides = (G, C, *geometry.kernel, N, *lengths), (g, c, *taps, n, *outs)
-    if band.flags.c_contiguous:  # NumPy checks that the view stays inside, and is the faster for it
-        return np.ndarray(shape, band.dtype, band, strides=strides)
-    windows: Array = as_strided(band, shape, strides, writeable=False)
-    return windows
+def _windows(geometry: ConvGeometry, cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
+    """Yield taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``.
+
+    Taps of the last axis that are ``turns`` apart meet cells of the same phase.
+    """
+    (G, C, N), (apart, g, c, n, *steps) = cells.shape[1:4], cells.strides
+    phases, (*outer, taps) = band.phases, geometry.kernel
+    turns = phases // math.gcd(phases, geometry.dilation[-1])
+    dilation = (*geometry.dilation[:-1], geometry.dilation[-1] * turns // phases)
+    stride = (*geometry.stride[:-1], geometry.stride[-1] // phases)
+    for turn in range(min(turns, taps)):
+        chosen = (*whole(tuple(outer)), slice(turn, None, turns))
+        kernel = (*outer, len(range(taps)[chosen[-1]]))
+        shape = (G, C, *kernel, N, *band.lengths)
+        at_tap = _strides(steps, dilation, kernel)
+        strides = (g, c, *at_tap, n, *_strides(steps, stride, band.lengths))
+        place, phase = divmod(turn * geometry.dilation[-1], phases)
+        if cells.flags.c_contiguous:  # NumPy checks that the view stays inside, and is the faster
+            offset = phase * apart + place * steps[-1]
+            yield chosen, np.ndarray(shape, cells.dtype, cells, offset, strides)
+        else:
+            yield chosen, as_strided(cells[0], shape, strides, writeable=False)
 
 
 def _strides(steps: list[int], apart: Shape, lengths: Shape) -> list[int]:

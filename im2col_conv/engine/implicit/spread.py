@@ -455,9 +455,7 @@ def _weight_grad(tile: Tile, interleaved: bool, apart: Shape, finite: bool) -> P
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad_by_lines(
-    tile: Tile, interleaved: bool, apart: Shape, finite: bool
-) -> Products:
+def _weight_grad_by_lines(tile: Tile, interleaved: bool, apart: Shape, finite: bool) -> Products:
     lines = (_Lines if finite else _Taps)(tile, interleaved, by_rows=False)
     f, F = blocks(tile.F, 3 if finite else 2)
     # dW.T (K, F) += x rows (K, L) @ dout line.T (L, F)
