@@ -19,7 +19,7 @@ from im2col_conv.arrays import Array, channels_first
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["Columns", "Shape", "as_matrix", "columns_for", "tile_matrix"]
+__all__ = ["Columns", "Shape", "as_matrix", "columns_for", "image_matrices", "tile_matrix"]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -39,14 +39,26 @@ class Columns:
         return self.geometry.gemm.K
 
     def empty(
-        self, scratch: Scratch, dtype: np.dtype[Any], groups: int, channels: int, positions: Shape
+        self,
+        scratch: Scratch,
+        dtype: np.dtype[Any],
+        groups: int,
+        channels: int,
+        positions: Shape,
+        *,
+        ones: bool = False,
     ) -> tuple[Array, Array]:
-        """Return an unfilled buffer as ``cols[g, c, *tap, n, *o]`` and as matrix (g, K, L)."""
+        """Return an unfilled buffer as ``cols[g, c, *tap, n, *o]`` and as matrix (g, K, L).
+
+        With ``ones``, the matrix of upright windows has one more row, of ones: what W has beside it
+        is added to each product.
+        """
         kernel = self.geometry.kernel
         K, L = channels * self.geometry.taps, math.prod(positions)
         if not self.rows:
-            cols = scratch.array("cols", (groups, channels, *kernel, *positions), dtype)
-            return cols, cols.reshape(groups, K, L)
+            matrix = scratch.array("cols", (groups, K + ones, L), dtype)
+            matrix[:, K:] = 1
+            return matrix[:, :K].reshape(groups, channels, *kernel, *positions, copy=False), matrix
         rows = scratch.array("cols", (groups, *positions, *kernel, channels), dtype)
         at = 1 + len(positions)
         taps = range(at, at + len(kernel))
@@ -100,6 +112,16 @@ def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) 
     return copy.reshape(*tile.shape[:2], -1)
 
 
+def image_matrices(tile: Array) -> Array | None:
+    """Return a view (g, n, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None."""
+    g, f, n, *positions = tile.shape
+    try:
+        view = tile.swapaxes(1, 2).reshape(g, n, f, math.prod(positions), copy=False)
+    except ValueError:
+        return None
+    return view if _is_matrix(view) else None
+
+
 def as_matrix(tile: Array) -> Array | None:
     """Return a view (g, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None."""
     g, f, *positions = tile.shape
@@ -110,8 +132,13 @@ def as_matrix(tile: Array) -> Array | None:
         view = tile.reshape(shape, copy=False)
     except ValueError:
         return None
-    (f, L), (f_step, L_step) = view.shape[1:], view.strides[1:]
+    return view if _is_matrix(view) else None
+
+
+def _is_matrix(view: Array) -> bool:
+    """Say whether BLAS reads the last two axes as they are."""
+    (f, L), (f_step, L_step) = view.shape[-2:], view.strides[-2:]
     item = view.itemsize
     upright = L_step == item and f_step >= L * item and f_step % item == 0
     lying = f_step == item and L_step >= f * item and L_step % item == 0
-    return view if upright or lying else None
+    return upright or lying

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,12 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
-from im2col_conv.engine.im2col.columns import Columns, as_matrix, columns_for
+from im2col_conv.engine.im2col.columns import (
+    Columns,
+    as_matrix,
+    columns_for,
+    image_matrices,
+)
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
@@ -21,12 +27,18 @@ from im2col_conv.geometry import ConvGeometry
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 
+# Measured: docs/performance.md.
+SHALLOW = 200  # numbers of a window, above which products take far longer than copying y
+LEAST_IMAGE = 64  # positions that pay for a product of their own
+
+
 @dataclass(frozen=True)
 class ForwardPlan(Plan):
-    """Tiles over (N, groups, *out)."""
+    """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``."""
 
     columns: Columns
     arithmetic: Arithmetic
+    by_image: bool
 
 
 @lru_cache(maxsize=256)
@@ -41,8 +53,9 @@ def plan_forward(
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
+    by_image = F > 1 and K <= SHALLOW and geometry.positions >= LEAST_IMAGE
     unit = (
-        column_bytes(K, arithmetic.operand_type(x_type))
+        column_bytes(K + by_image, arithmetic.operand_type(x_type))
         + F * arithmetic.dtype.itemsize
         + arithmetic.extra_bytes(F + K)
     )
@@ -60,6 +73,7 @@ def plan_forward(
         work=geometry.flops,
         columns=columns,
         arithmetic=arithmetic,
+        by_image=by_image,
     )
 
 
@@ -69,21 +83,35 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
     bias = None if b is None else b.reshape(geometry.groups, -1, 1).astype(arithmetic.dtype)
-    x_type = arithmetic.operand_type(x.dtype)
+    x_type, K = arithmetic.operand_type(x.dtype), columns.window
+    ones = False
+    if plan.by_image and bias is not None and W.dtype == bias.dtype and not columns.rows:
+        W, ones = np.concatenate((W, bias), axis=-1), True
 
     def fill(index: int, scratch: Scratch) -> None:
         images, groups, *box = plan.tiling[index]
-        cols = gather_tile(columns, scratch, x[groups, :, images], x_type, tuple(box))
-        part = y[groups, :, images, *box]
-        target = as_matrix(part) if part.dtype == arithmetic.dtype else None
-        product = target
-        if product is None:
-            product = scratch.array("y", (*part.shape[:2], cols.shape[-1]), arithmetic.dtype)
-        # y (g, F, L) = W (g, F, K) @ cols (g, K, L)
-        arithmetic.matmul(W[groups], cols, product)
-        if bias is not None:
-            product += bias[groups]
-        if target is None:
+        cols = gather_tile(columns, scratch, x[groups, :, images], x_type, tuple(box), ones=ones)
+        part, terms = y[groups, :, images, *box], cols.shape[1]
+        product = _room(plan, scratch, part)
+        # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
+        cols = cols.reshape(*cols.shape[:2], product.shape[1], -1).swapaxes(1, 2)
+        arithmetic.matmul(W[groups, None, :, :terms], cols, product)
+        if bias is not None and terms == K:
+            product += bias[groups, None]
+        if not np.may_share_memory(product, part):
             part[...] = product.reshape(part.shape)
 
     return Work(fill)
+
+
+def _room(plan: ForwardPlan, scratch: Scratch, part: Array) -> Array:
+    """Return matrices (g, m, F, L) for ``part[g, F, n, *o]`` of y: views, if BLAS can fill them."""
+    if part.dtype == plan.arithmetic.dtype:
+        whole = as_matrix(part)
+        if whole is not None:
+            return whole[:, None]
+        images = image_matrices(part) if plan.by_image else None
+        if images is not None:
+            return images
+    shape = (len(part), 1, part.shape[1], math.prod(part.shape[2:]))
+    return scratch.array("y", shape, plan.arithmetic.dtype)

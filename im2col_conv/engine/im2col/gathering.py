@@ -24,9 +24,17 @@ LEAST_LINE = 12  # outputs of a line that pay for cells by phases
 
 
 def gather_tile(
-    columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], box: Slices
+    columns: Columns,
+    scratch: Scratch,
+    x: Array,
+    dtype: np.dtype[Any],
+    box: Slices,
+    *,
+    ones: bool = False,
 ) -> Array:
     """Return the column matrix (g, K, L) of the outputs ``box`` of ``x[g, c, n, *size]``.
+
+    With ``ones``, a row of ones may stand below it: see :meth:`Columns.empty`.
 
     A kernel of one tap may find the matrix in ``x`` as it lies. Else all windows are copied at once
     from the *band* of cells that the tile sees, itself a copy where padding, phases or another type
@@ -39,7 +47,7 @@ def gather_tile(
             return view
     band = _band(geometry, ends(box), _phases(columns))
     positions = (x.shape[2], *band.lengths)
-    cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions)
+    cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
     if band.dense:
         cells = _cells(columns, scratch, x, dtype, band)
         for taps, windows in _windows(geometry, cells, band):
