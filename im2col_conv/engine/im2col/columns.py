@@ -19,11 +19,23 @@ from im2col_conv.arrays import Array, channels_first
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["Columns", "Shape", "as_matrix", "columns_for", "image_matrices", "tile_matrix"]
+__all__ = [
+    "Columns",
+    "Shape",
+    "as_matrices",
+    "as_matrix",
+    "columns_for",
+    "cut_by_image",
+    "pays_by_image",
+    "tile_matrices",
+]
 
 Shape: TypeAlias = tuple[int, ...]
 
+# Measured: docs/performance.md.
 LEAST_ROW = 8  # channels of a group, from which contiguous channels pay
+SHALLOW = 200  # numbers of a window, above which products take far longer than copies
+LEAST_IMAGE = 64  # positions that pay for a product of their own
 
 
 @dataclass(frozen=True)
@@ -102,18 +114,30 @@ def columns_for(geometry: ConvGeometry, layout: str) -> Columns:
     return Columns(geometry, rows=layout == "channels_last" and wide)
 
 
-def tile_matrix(scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any]) -> Array:
-    """Return ``tile[g, f, n, *o]`` as a matrix (g, f, L) of ``dtype``: itself, or a copy."""
-    view = as_matrix(tile) if tile.dtype == dtype else None
+def tile_matrices(
+    scratch: Scratch, name: str, tile: Array, dtype: np.dtype[Any], *, by_image: bool
+) -> Array:
+    """Return ``tile[g, f, n, *o]`` as matrices (g, m, f, L) of ``dtype``: itself, or a copy."""
+    view = as_matrices(tile, dtype, by_image=by_image)
     if view is not None:
         return view
     copy = scratch.array(name, tile.shape, dtype)
     copy[...] = tile
-    return copy.reshape(*tile.shape[:2], -1)
+    return copy.reshape(tile.shape[0], 1, tile.shape[1], -1)
 
 
-def image_matrices(tile: Array) -> Array | None:
-    """Return a view (g, n, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None."""
+def as_matrices(tile: Array, dtype: np.dtype[Any], *, by_image: bool) -> Array | None:
+    """Return a view (g, m, f, L) of ``tile[g, f, n, *o]`` that BLAS reads as it is, or None.
+
+    It is one matrix of all images, or ``by_image`` one of each where that cannot be.
+    """
+    if tile.dtype != dtype:
+        return None
+    whole = as_matrix(tile)
+    if whole is not None:
+        return whole[:, None]
+    if not by_image:
+        return None
     g, f, n, *positions = tile.shape
     try:
         view = tile.swapaxes(1, 2).reshape(g, n, f, math.prod(positions), copy=False)
@@ -142,3 +166,20 @@ def _is_matrix(view: Array) -> bool:
     upright = L_step == item and f_step >= L * item and f_step % item == 0
     lying = f_step == item and L_step >= f * item and L_step % item == 0
     return upright or lying
+
+
+def cut_by_image(cols: Array, images: int) -> Array:
+    """Return a matrix (g, K, L) of columns as matrices (g, m, K, L / m), of one image each."""
+    g, K, L = cols.shape
+    return cols.reshape(g, K, images, L // images, copy=False).swapaxes(1, 2)
+
+
+def pays_by_image(geometry: ConvGeometry, channels: int) -> bool:
+    """Say whether each image of a tile should be a product of its own, if not all can be one.
+
+    Else y and dout, in which images lie one after the other, are copied to lie side by side. Where
+    windows of so many channels are shallow, that takes as long as the product.
+    """
+    several = geometry.F // geometry.groups > 1
+    shallow = channels * geometry.taps <= SHALLOW
+    return several and shallow and geometry.positions >= LEAST_IMAGE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,9 +12,10 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.im2col.columns import (
     Columns,
-    as_matrix,
+    as_matrices,
     columns_for,
-    image_matrices,
+    cut_by_image,
+    pays_by_image,
 )
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
@@ -25,11 +25,6 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
-
-
-# Measured: docs/performance.md.
-SHALLOW = 200  # numbers of a window, above which products take far longer than copying y
-LEAST_IMAGE = 64  # positions that pay for a product of their own
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def plan_forward(
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
-    by_image = F > 1 and K <= SHALLOW and geometry.positions >= LEAST_IMAGE
+    by_image = pays_by_image(geometry, geometry.C // geometry.groups)
     unit = (
         column_bytes(K + by_image, arithmetic.operand_type(x_type))
         + F * arithmetic.dtype.itemsize
@@ -92,26 +87,17 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         images, groups, *box = plan.tiling[index]
         cols = gather_tile(columns, scratch, x[groups, :, images], x_type, tuple(box), ones=ones)
         part, terms = y[groups, :, images, *box], cols.shape[1]
-        product = _room(plan, scratch, part)
+        product = as_matrices(part, arithmetic.dtype, by_image=plan.by_image)
+        in_place = product is not None
+        if product is None:
+            shape = (len(part), 1, part.shape[1], cols.shape[-1])
+            product = scratch.array("y", shape, arithmetic.dtype)
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
-        cols = cols.reshape(*cols.shape[:2], product.shape[1], -1).swapaxes(1, 2)
+        cols = cut_by_image(cols, product.shape[1])
         arithmetic.matmul(W[groups, None, :, :terms], cols, product)
         if bias is not None and terms == K:
             product += bias[groups, None]
-        if not np.may_share_memory(product, part):
+        if not in_place:
             part[...] = product.reshape(part.shape)
 
     return Work(fill)
-
-
-def _room(plan: ForwardPlan, scratch: Scratch, part: Array) -> Array:
-    """Return matrices (g, m, F, L) for ``part[g, F, n, *o]`` of y: views, if BLAS can fill them."""
-    if part.dtype == plan.arithmetic.dtype:
-        whole = as_matrix(part)
-        if whole is not None:
-            return whole[:, None]
-        images = image_matrices(part) if plan.by_image else None
-        if images is not None:
-            return images
-    shape = (len(part), 1, part.shape[1], math.prod(part.shape[2:]))
-    return scratch.array("y", shape, plan.arithmetic.dtype)

@@ -23,7 +23,14 @@ import numpy as np
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.boxes import outputs_touching
-from im2col_conv.engine.im2col.columns import Columns, Shape, columns_for, tile_matrix
+from im2col_conv.engine.im2col.columns import (
+    Columns,
+    Shape,
+    columns_for,
+    cut_by_image,
+    pays_by_image,
+    tile_matrices,
+)
 from im2col_conv.engine.im2col.forward import ForwardPlan, forward, plan_forward
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
@@ -51,6 +58,7 @@ class InputGradPlan(Plan):
     columns: Columns
     arithmetic: Arithmetic
     buffered: bool
+    by_image: bool
 
     @property
     def tile_shape(self) -> Shape:
@@ -152,6 +160,7 @@ def _plan_scatter(
         columns=columns,
         arithmetic=arithmetic,
         buffered=buffered,
+        by_image=pays_by_image(geometry, channels),
     )
 
 
@@ -218,12 +227,14 @@ def input_grad(
         W = columns.packed(weights[groups, :, channels])
         for box in _tiles(plan, tuple(cells)):
             part = dout[groups, :, images, *box]
-            matrix = tile_matrix(scratch, "dout", part, arithmetic.operand_type(dout.dtype))
+            dout_type = arithmetic.operand_type(dout.dtype)
+            douts = tile_matrices(scratch, "dout", part, dout_type, by_image=plan.by_image)
             cols, product = columns.empty(
                 scratch, arithmetic.dtype, W.shape[0], block.shape[1], part.shape[2:]
             )
-            # cols (g, K, L) = W.T (g, K, F) @ dout (g, F, L)
-            arithmetic.matmul(W.swapaxes(1, 2), matrix, product)
+            # cols (g, m, K, L) = W.T (g, 1, K, F) @ dout (g, m, F, L), of all images or of one each
+            product = cut_by_image(product, douts.shape[1])
+            arithmetic.matmul(W.swapaxes(1, 2)[:, None], douts, product)
             scatter(geometry, cols, target, box, tuple(cells))
         if plan.buffered:
             block[...] = target

@@ -16,7 +16,13 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
-from im2col_conv.engine.im2col.columns import Columns, columns_for, tile_matrix
+from im2col_conv.engine.im2col.columns import (
+    Columns,
+    columns_for,
+    cut_by_image,
+    pays_by_image,
+    tile_matrices,
+)
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, total_of
@@ -36,6 +42,7 @@ class WeightGradPlan(Plan):
 
     sums: int
     channels: int
+    by_image: bool
     columns: Columns
     arithmetic: Arithmetic
 
@@ -72,11 +79,13 @@ def plan_weight_grad(
     units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
     sums = max(1, min(sums, tiling.boxes))
+    by_image = pays_by_image(geometry, channels)
+    images = tiling.step[0] if by_image else 1  # each with a product
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * -(-C // channels),
         worker_bytes=unit * tiling.cells
-        + sum_bytes // C * channels * tiling.step[1] // geometry.groups
+        + sum_bytes // C * channels * tiling.step[1] // geometry.groups * images
         + (sum_bytes // C * channels if sums == 1 else 0),
         shared_bytes=sums * sum_bytes if sums > 1 else 0,
         work=geometry.flops,
@@ -84,6 +93,7 @@ def plan_weight_grad(
         arithmetic=arithmetic,
         sums=sums,
         channels=channels,
+        by_image=by_image,
     )
 
 
@@ -115,12 +125,12 @@ def weight_grad(
         for tile in range(number * tiles // plan.sums, (number + 1) * tiles // plan.sums):
             images, groups, *box = plan.tiling[tile]
             given = dout[groups, :, images, *box]
-            matrix = tile_matrix(scratch, "dout", given, arithmetic.operand_type(dout.dtype))
             if db is not None and part == 0:
-                db_sums[number, groups] += matrix.sum(axis=-1, dtype=arithmetic.dtype)
+                positions = tuple(range(2, given.ndim))
+                db_sums[number, groups] += given.sum(axis=positions, dtype=arithmetic.dtype)
             if weights is not None:
                 source = x[groups, channels, images]
-                total[groups] += _product(plan, scratch, matrix, source, tuple(box))
+                total[groups] += _product(plan, scratch, given, source, tuple(box))
         if weights is not None and not partial:
             weights[:, :, channels] = columns.unpacked(total)
 
@@ -134,14 +144,24 @@ def weight_grad(
 
 
 def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box: Slices) -> Array:
-    """Return one tile's dout @ cols.T, (g, F, K)."""
+    """Return one tile's dout @ cols.T, (g, F, K), of ``dout[g, F, n, *o]``."""
     columns, arithmetic = plan.columns, plan.arithmetic
     cols = gather_tile(columns, scratch, x, arithmetic.operand_type(x.dtype), box)
     if arithmetic.dtype.kind == "c":
         cols = np.conjugate(cols)
-    product = scratch.array("dw", (*dout.shape[:2], cols.shape[1]), arithmetic.dtype)
-    # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
-    arithmetic.matmul(dout, cols.swapaxes(1, 2), product)
+    dout_type = arithmetic.operand_type(dout.dtype)
+    douts = tile_matrices(scratch, "dout", dout, dout_type, by_image=plan.by_image)
+    G, m, F, _ = douts.shape
+    K = cols.shape[1]
+    if m == 1:
+        product = scratch.array("dw", (G, F, K), arithmetic.dtype)
+        # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
+        arithmetic.matmul(douts[:, 0], cols.swapaxes(1, 2), product)
+    else:
+        each = scratch.array("dw", (G, m, K, F), arithmetic.dtype)
+        # dw.T of each image (g, m, K, F) = cols (g, m, K, L) @ dout.T (g, m, L, F)
+        arithmetic.matmul(cut_by_image(cols, m), douts.swapaxes(2, 3), each)
+        product = each.sum(axis=1).swapaxes(1, 2)
     if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
         _multiply_inside(columns, dout, cols, box, product)
     return product
@@ -158,7 +178,6 @@ def _multiply_inside(
     geometry = columns.geometry
     positions = (-1, *(o.stop - o.start for o in box))
     (G, F), C = dout.shape[:2], product.shape[-1] // geometry.taps
-    dout = dout.reshape(G, F, *positions)
     dw = columns.unpacked(product)
     cols = np.moveaxis(columns.unpacked(cols.swapaxes(1, 2)), 1, -1)  # (g, c, *tap, L)
     for tap, outputs, _ in tap_slices(geometry, box, whole(geometry.size)):
