@@ -20,7 +20,10 @@ import im2col_conv as ic
 from im2col_conv import reference
 from im2col_conv.engine import pool, processors
 from im2col_conv.engine import workers as engine_workers
+from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArithmetic
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
+from im2col_conv.engine.im2col import gathering
+from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .strategies import cases, integers_like
@@ -54,6 +57,7 @@ LAYERS = {
     "pointwise": ((8, 130, 30, 21), (70, 130, 1, 1), {}),
     "one axis": ((4, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
     "three axes": ((4, 8, 11, 20, 17), (24, 8, 3, 2, 3), {"padding": "same"}),
+    "shallow windows": ((90, 2, 27, 25), (18, 2, 3, 4), {"stride": (1, 2), "padding": (1, 0)}),
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
 layouts = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -144,6 +148,9 @@ def peak_beyond(call):
         ((1, 64, 250, 300), (8, 64, 3, 3), np.float32, {"padding": 100, "dilation": 100}),
         ((2, 4, 500_000), (8, 4, 9), np.float32, {}),
         ((300, 32, 16, 15), (32, 32, 3, 3), np.complex64, {"padding": 1}),
+        ((800, 3, 31, 33), (25, 3, 3, 3), np.float32, {"stride": 2, "padding": 1}),
+        ((300, 4, 40, 12), (60, 4, 3, 4), np.float16, {}),
+        ((12, 2, 200, 170), (9, 2, 5, 5), np.float64, {}),
     ],
 )
 @layouts
@@ -264,6 +271,85 @@ def test_dx_among_columns_by_gather_and_by_scatter(x_shape, w_shape, keywords, p
     keywords.pop("layout")
     expected = reference.conv_input_grad(back(dout), w, x_shape, **keywords)
     np.testing.assert_array_equal(back(dx), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.complex128, np.int64, np.int8])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((5, 3, 9, 13), (7, 3, 2, 3), {}),
+        ((3, 2, 31, 40), (66, 2, 3, 3), {"padding": ((1, 0), (2, 1))}),
+        ((4, 6, 17, 11), (4, 3, 3, 2), {"groups": 2, "stride": (2, 1)}),
+        ((3, 4, 9, 10), (6, 4, 1, 1), {}),
+        ((2, 1, 90), (5, 1, 1), {}),  # windows of one number
+        ((3, 2, 5, 6, 7), (4, 2, 2, 3, 1), {"dilation": (2, 1, 1)}),
+    ],
+)
+@layouts
+def test_shallow_columns_of_several_images_are_multiplied_where_they_lie(
+    x_shape, w_shape, keywords, dtype, layout
+):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    assert pays_by_image(geometry, w_shape[1])
+    assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
+
+
+def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
+    x, w, b = np.zeros((3, 2, 9, 13)), np.ones((4, 2, 2, 3)), np.array([np.inf, 5, np.nan, -2])
+    y = ic.conv(x, w, b, algorithm="im2col")
+    np.testing.assert_array_equal(y, np.broadcast_to(b[:, None, None], y.shape))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((2, 3, 9, 27), (4, 3, 2, 3), {"stride": (1, 2), "padding": ((0, 1), (1, 0))}),
+        ((2, 3, 9, 41), (4, 3, 2, 4), {"stride": (2, 3), "dilation": (1, 2)}),
+        ((1, 2, 90), (3, 2, 7), {"stride": 6, "dilation": 4, "padding": ((5, 3),)}),
+        ((1, 2, 90), (3, 2, 5), {"stride": 4, "dilation": 6, "padding": 30}),
+        ((2, 2, 5, 4, 30), (3, 2, 2, 1, 3), {"stride": (1, 3, 2), "padding": (0, 1, 4)}),
+        ((2, 9, 4, 30), (8, 9, 2, 3), {"stride": 2, "padding": 1}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8])
+@layouts
+def test_windows_a_stride_apart_are_gathered_by_phases(x_shape, w_shape, keywords, dtype, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    by_phases = gathering._phases(columns_for(geometry, layout))
+    lying = layout == "channels_last" and w_shape[1] > 8
+    assert by_phases == (1 if lying else geometry.stride[-1])
+    assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("short", [(7, 9), (40, 60), (1, 5), (300, 20)])
+@pytest.mark.parametrize("long", [5, LEAST_PIECE, LONGEST_PIECE, 2 * LONGEST_PIECE, 2500])
+def test_products_with_one_long_side_are_right_in_pieces(batch, short, long):
+    arithmetic, (M, K) = FloatArithmetic(np.dtype(np.float32)), short
+    A, B = integers_like(1, (*batch, M, K)), integers_like(2, (*batch, K, long))
+    wide, deep = (np.full((*batch, *shape), np.nan, np.float32) for shape in ((M, long), (M, M)))
+    arithmetic.matmul(A.astype(np.float32), B.astype(np.float32), wide)
+    np.testing.assert_array_equal(wide, A @ B)
+    rows = wide.astype(np.float64).swapaxes(-2, -1)
+    arithmetic.matmul_deep(wide, rows.astype(np.float32), deep)
+    np.testing.assert_array_equal(deep, wide.astype(np.float64) @ rows)
+
+
+def assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    arrays = [
+        integers_like(seed, shape, dtype)
+        for seed, shape in enumerate((x_shape, w_shape, (geometry.F,), geometry.y_shape))
+    ]
+    x, w, b, dout = arrays
+    wanted = (reference.conv(x, w, b, **keywords), *reference.conv_grads(dout, x, w, **keywords))
+    images = layout == "channels_last"
+    if images:
+        x, dout = (np.ascontiguousarray(np.moveaxis(each, 1, -1)) for each in (x, dout))
+    found = passes(x, w, b, dout, layout=layout, algorithm="im2col", **keywords)
+    for name, one, other in zip(("y", "dx", "dw", "db"), found, wanted, strict=True):
+        turned = np.moveaxis(one, -1, 1) if images and name in ("y", "dx") else one
+        np.testing.assert_array_equal(turned, other.astype(turned.dtype), err_msg=name)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])

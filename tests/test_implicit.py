@@ -56,7 +56,8 @@ LAYERS = [
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
-    ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Bands),
+    ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Pointwise),
+    ((3, 1, 9, 30), (1, 1, 3, 2), {"padding": 1}, Spread),  # one plane for one plane
     # many images, which lie cell by cell where lines are short
     ((20, 3, 9, 11), (5, 3, 3, 2), {"stride": (2, 1), "padding": (1, 2)}, Spread),
     ((17, 2, 9, 8), (70, 2, 2, 3), {"stride": (1, 2), "padding": (0, 3), "dilation": 2}, Spread),
@@ -412,15 +413,43 @@ def test_a_block_that_failed_is_made_again():
         ("Haswell", (4, 128, 30, 31), (128, 1, 3, 3), {"groups": 128}, True),
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
+        # many groups, of little work each; depthwise along one axis
+        ("SkylakeX", (8, 64, 28, 30), (64, 2, 3, 3), {"groups": 32}, False),
+        ("SkylakeX", (8, 256, 999), (256, 1, 9), {"groups": 256}, False),
+        ("SkylakeX", (8, 64, 60, 30), (64, 32, 3, 3), {"groups": 2}, True),
     ],
 )
 def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywords, pays):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    for each in ("forward", "input_grad", "weight_grad"):
+        library = library_with(kernel)
+        assert choice._implicit_pays(each, geometry, np.dtype(np.float32), library) is pays
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "gathers"),
+    [
+        ((64, 1, 28, 30), (32, 1, 5, 5), True),
+        ((64, 4, 28, 30), (32, 4, 3, 3), True),
+        ((64, 5, 28, 30), (32, 5, 3, 3), False),  # windows of 45 numbers
+        ((70, 1, 28, 30), (1, 1, 5, 5), False),  # one filter
+        ((900, 1, 9, 10), (32, 1, 5, 5), False),  # small images
+    ],
+)
+def test_auto_gathers_shallow_windows_but_does_not_scatter_them(x_shape, w_shape, gathers):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
+    library, single = library_with("SkylakeX"), np.dtype(np.float32)
+    assert choice._implicit_pays("input_grad", geometry, single, library)
+    for each in ("forward", "weight_grad"):
+        assert choice._implicit_pays(each, geometry, single, library) is not gathers
+
+
+def library_with(kernel_name):
     class Library:
         types = frozenset({np.dtype(np.float32)})
+        kernel = kernel_name
 
-    Library.kernel = kernel
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    assert choice._implicit_pays(geometry, np.dtype(np.float32), Library()) is pays
+    return Library()
 
 
 @needs_blas

@@ -12,6 +12,7 @@ order in which BLAS adds, nothing is rounded. Pieces are added as int64, which w
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,10 @@ import numpy as np
 from im2col_conv.arrays import Array, computing_type
 
 __all__ = ["Arithmetic", "arithmetic_for"]
+
+# Measured: docs/performance.md.
+SMALL_PRODUCT = 10**6
+LEAST_PIECE, LONGEST_PIECE = 256, 1024
 
 LIMB = 22
 EXACT = 53  # float64 holds every integer of so many bits
@@ -35,12 +40,23 @@ class Arithmetic(Protocol):
     def matmul(self, a: Array, b: Array, out: Array) -> None:
         """Set ``out`` (..., M, N) to ``a`` (..., M, K) @ ``b`` (..., K, N)."""
 
+    def matmul_deep(self, a: Array, b: Array, out: Array) -> None:
+        """Do as :meth:`matmul` does, where K may be far the longest side."""
+
     def extra_bytes(self, depth: int) -> int:
         """Return the scratch that a product takes for each of its N columns and ``depth`` M + K."""
 
+    def deep_bytes(self, numbers: int) -> int:
+        """Return what :meth:`matmul_deep` takes for each of K terms of so many ``numbers`` M N."""
+
 
 class FloatArithmetic:
-    """Real and complex floating point: one GEMM."""
+    """Real and complex floating point: a GEMM, or several where one side is far the longest.
+
+    OpenBLAS copies the operands of a large product to suit it. Where two of the sides are short,
+    that takes longer than the product itself; up to ``SMALL_PRODUCT`` multiplications it has
+    kernels that do without. So a long side is cut in pieces.
+    """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -49,13 +65,38 @@ class FloatArithmetic:
         return self.dtype
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        if a.shape[-1] == 1:  # a sum of one term; the GEMM of depthwise dx takes ten times as long
+        (M, K), N = a.shape[-2:], b.shape[-1]
+        piece = _piece(M * K, N)
+        if K == 1:  # a sum of one term; the GEMM of depthwise dx takes ten times as long
             np.multiply(a, b, out=out)
-        else:
+        elif piece == N:
             np.matmul(a, b, out=out)
+        else:
+            whole = N - N % piece
+            # C (m, M, L) = A (1, M, K) @ B (m, K, L), N = m L and what is left
+            pieces = (_column_pieces(x[..., :whole], piece) for x in (b, out))
+            np.matmul(a[..., None, :, :], next(pieces), out=next(pieces))
+            np.matmul(a, b[..., whole:], out=out[..., whole:])
+
+    def matmul_deep(self, a: Array, b: Array, out: Array) -> None:
+        (M, K), N = a.shape[-2:], b.shape[-1]
+        piece = _piece(M * N, K)
+        if piece == K:
+            np.matmul(a, b, out=out)
+            return
+        whole = K - K % piece
+        a_pieces = _column_pieces(a[..., :whole], piece)
+        b_pieces = _column_pieces(b.swapaxes(-2, -1)[..., :whole], piece).swapaxes(-2, -1)
+        # C (M, N) = the sum of A (m, M, L) @ B (m, L, N), K = m L and what is left
+        np.matmul(a_pieces, b_pieces).sum(axis=-3, out=out)
+        out += np.matmul(a[..., whole:], b[..., whole:, :])
 
     def extra_bytes(self, depth: int) -> int:
         return 0
+
+    def deep_bytes(self, numbers: int) -> int:
+        piece = _piece(numbers, sys.maxsize)
+        return -(-numbers * self.dtype.itemsize // piece)
 
 
 class ExactArithmetic:
@@ -77,9 +118,27 @@ class ExactArithmetic:
             terms = slice(start, start + piece)
             _add_product(a[..., terms], b[..., terms, :], out)
 
+    def matmul_deep(self, a: Array, b: Array, out: Array) -> None:
+        self.matmul(a, b, out)
+
+    def deep_bytes(self, numbers: int) -> int:
+        return 0
+
     def extra_bytes(self, depth: int) -> int:
         # A limb of an operand, before and after its conversion, and a product, as float and int.
         return 16 * depth
+
+
+def _piece(others: int, length: int) -> int:
+    """Return how long a piece of the long side should be; the other two multiply to ``others``."""
+    piece = min(SMALL_PRODUCT // max(others, 1), LONGEST_PIECE) // 64 * 64
+    return piece if LEAST_PIECE <= piece < length else length
+
+
+def _column_pieces(matrix: Array, piece: int) -> Array:
+    """Return a view (..., m, rows, piece) of a matrix (..., rows, m * piece)."""
+    *outer, rows, columns = matrix.shape
+    return matrix.reshape(*outer, rows, columns // piece, piece, copy=False).swapaxes(-3, -2)
 
 
 def arithmetic_for(result: np.dtype[Any]) -> Arithmetic:

@@ -17,6 +17,7 @@ from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
+from im2col_conv.engine.implicit.bands import is_depthwise
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.jobs import Job, Work
@@ -51,6 +52,7 @@ NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost 
 MOST_NARROW = 64  # channels, and filters, of a group
 LEAST_FLOPS = 2 * 10**6
 LEAST_LINE = 4
+SHALLOW, LEAST_IMAGE = 36, 128  # numbers of a window, and positions of an image
 LEAST_CHANNELS, LEAST_POSITIONS = 24, 32  # of pointwise layers: of a group, and of an image
 
 
@@ -74,7 +76,7 @@ def _way_of(
     each: Pass, algorithm: str, geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None
 ) -> Way:
     if algorithm == "auto":
-        return "implicit" if _implicit_pays(geometry, dtype, blas) else "im2col"
+        return "implicit" if _implicit_pays(each, geometry, dtype, blas) else "im2col"
     if blas is None:
         raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
     if dtype not in blas.types:
@@ -89,7 +91,9 @@ def _way_of(
     return _way_of(each, "auto", geometry, dtype, blas)
 
 
-def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None) -> bool:
+def _implicit_pays(
+    each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None
+) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types:
         return False
@@ -101,8 +105,17 @@ def _implicit_pays(geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas 
         fewest = min(geometry.C, geometry.F) // geometry.groups
         enough = fewest >= LEAST_CHANNELS and geometry.positions >= LEAST_POSITIONS
         return enough and not is_small(geometry.flops)
+    groups = 1 if is_depthwise(geometry) else geometry.groups
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
-    return geometry.flops >= LEAST_FLOPS and line >= LEAST_LINE
+    enough = geometry.flops // groups >= LEAST_FLOPS and line >= LEAST_LINE
+    return enough and (each == "input_grad" or not _is_shallow(geometry))
+
+
+def _is_shallow(geometry: ConvGeometry) -> bool:
+    """Say whether columns are so short that gathering them costs little beside y, or dout."""
+    window = geometry.C // geometry.groups * geometry.taps
+    several = geometry.F // geometry.groups > 1
+    return several and window <= SHALLOW and geometry.positions >= LEAST_IMAGE
 
 
 def forward_plan(

@@ -33,7 +33,9 @@ from im2col_conv.lowering import Slices, last, tap_slices, whole
 
 __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
+# Measured: docs/performance.md.
 CHEAP_SUM = 2**20  # bytes, up to which partial sums cost less than gathers by channels
+FEW_FILTERS = 64  # of upright windows' dw, whose transpose is sooner made
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def plan_weight_grad(
         (1 + conjugated) * column_bytes(K, arithmetic.operand_type(x_type))
         + F * arithmetic.operand_type(dout_type).itemsize
         + arithmetic.extra_bytes(F + K)
+        + arithmetic.deep_bytes(F * K)
     )
     extent = (geometry.N, geometry.groups, *geometry.out)
     total = geometry.N * geometry.groups * geometry.positions
@@ -153,14 +156,14 @@ def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box:
     douts = tile_matrices(scratch, "dout", dout, dout_type, by_image=plan.by_image)
     G, m, F, _ = douts.shape
     K = cols.shape[1]
-    if m == 1:
+    if m == 1 and (columns.rows or F > FEW_FILTERS):
         product = scratch.array("dw", (G, F, K), arithmetic.dtype)
         # dw (g, F, K) = dout (g, F, L) @ cols.T (g, L, K)
-        arithmetic.matmul(douts[:, 0], cols.swapaxes(1, 2), product)
+        arithmetic.matmul_deep(douts[:, 0], cols.swapaxes(1, 2), product)
     else:
         each = scratch.array("dw", (G, m, K, F), arithmetic.dtype)
         # dw.T of each image (g, m, K, F) = cols (g, m, K, L) @ dout.T (g, m, L, F)
-        arithmetic.matmul(cut_by_image(cols, m), douts.swapaxes(2, 3), each)
+        arithmetic.matmul_deep(cut_by_image(cols, m), douts.swapaxes(2, 3), each)
         product = each.sum(axis=1).swapaxes(1, 2)
     if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
         _multiply_inside(columns, dout, cols, box, product)

@@ -31,11 +31,17 @@ from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.workers import Scratch
+from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Room
 
-__all__ = ["Bands"]
+__all__ = ["Bands", "is_depthwise"]
 
 ROWS = 6  # outputs of one band
+
+
+def is_depthwise(geometry: ConvGeometry) -> bool:
+    """Say whether each channel is made from one plane of its own."""
+    return geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim > 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.bands import Bands
+from im2col_conv.engine.implicit.bands import Bands, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
@@ -135,7 +135,7 @@ def loaded(
 
 def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees, and where they lie."""
-    if geometry.C == geometry.F == geometry.groups and geometry.ndim > 1:
+    if is_depthwise(geometry):
         return Bands(geometry.stride, geometry.dilation[-2])
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
