@@ -423,7 +423,8 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     for each in ("forward", "input_grad", "weight_grad"):
         library = library_with(kernel)
-        assert choice._implicit_pays(each, geometry, np.dtype(np.float32), library) is pays
+        for layout in ("channels_first", "channels_last"):
+            assert pays_in(each, geometry, layout, library) is pays
 
 
 @pytest.mark.parametrize(
@@ -438,10 +439,15 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
 )
 def test_auto_gathers_shallow_windows_but_does_not_scatter_them(x_shape, w_shape, gathers):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
-    library, single = library_with("SkylakeX"), np.dtype(np.float32)
-    assert choice._implicit_pays("input_grad", geometry, single, library)
+    library = library_with("SkylakeX")
+    assert pays_in("input_grad", geometry, "channels_first", library)
     for each in ("forward", "weight_grad"):
-        assert choice._implicit_pays(each, geometry, single, library) is not gathers
+        assert pays_in(each, geometry, "channels_last", library)
+        assert pays_in(each, geometry, "channels_first", library) is not gathers
+
+
+def pays_in(each, geometry, layout, library):
+    return choice._implicit_pays(each, geometry, layout, np.dtype(np.float32), library)
 
 
 def library_with(kernel_name):

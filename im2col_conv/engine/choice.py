@@ -56,7 +56,9 @@ SHALLOW, LEAST_IMAGE = 36, 128  # numbers of a window, and positions of an image
 LEAST_CHANNELS, LEAST_POSITIONS = 24, 32  # of pointwise layers: of a group, and of an image
 
 
-def way_of(each: Pass, algorithm: str, geometry: ConvGeometry, result: np.dtype[Any]) -> Way:
+def way_of(
+    each: Pass, algorithm: str, geometry: ConvGeometry, layout: str, result: np.dtype[Any]
+) -> Way:
     """Return how a pass runs whose result has the type ``result``.
 
     Raises
@@ -68,15 +70,20 @@ def way_of(each: Pass, algorithm: str, geometry: ConvGeometry, result: np.dtype[
     """
     if algorithm == "im2col":
         return "im2col"
-    return _way_of(each, algorithm, geometry, computing_type(result), private_blas())
+    return _way_of(each, algorithm, geometry, layout, computing_type(result), private_blas())
 
 
 @lru_cache(maxsize=1024)
 def _way_of(
-    each: Pass, algorithm: str, geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None
+    each: Pass,
+    algorithm: str,
+    geometry: ConvGeometry,
+    layout: str,
+    dtype: np.dtype[Any],
+    blas: OpenBlas | None,
 ) -> Way:
     if algorithm == "auto":
-        return "implicit" if _implicit_pays(each, geometry, dtype, blas) else "im2col"
+        return "implicit" if _implicit_pays(each, geometry, layout, dtype, blas) else "im2col"
     if blas is None:
         raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
     if dtype not in blas.types:
@@ -88,11 +95,15 @@ def _way_of(
         raise ValueError(f'algorithm="winograd" does not cover this: {complaint}')
     if each == "forward":
         return "winograd"
-    return _way_of(each, "auto", geometry, dtype, blas)
+    return _way_of(each, "auto", geometry, layout, dtype, blas)
 
 
 def _implicit_pays(
-    each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], blas: OpenBlas | None
+    each: Pass,
+    geometry: ConvGeometry,
+    layout: str,
+    dtype: np.dtype[Any],
+    blas: OpenBlas | None,
 ) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types:
@@ -108,7 +119,8 @@ def _implicit_pays(
     groups = 1 if is_depthwise(geometry) else geometry.groups
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     enough = geometry.flops // groups >= LEAST_FLOPS and line >= LEAST_LINE
-    return enough and (each == "input_grad" or not _is_shallow(geometry))
+    gathers = each != "input_grad" and layout == "channels_first"
+    return enough and not (gathers and _is_shallow(geometry))
 
 
 def _is_shallow(geometry: ConvGeometry) -> bool:
@@ -127,7 +139,7 @@ def forward_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a forward pass."""
-    way = way_of("forward", algorithm, geometry, result)
+    way = way_of("forward", algorithm, geometry, layout, result)
     if way == "winograd":
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
     if way == "implicit":
@@ -147,7 +159,7 @@ def weight_grad_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a backward pass to the weights."""
-    if way_of("weight_grad", algorithm, geometry, result) == "implicit":
+    if way_of("weight_grad", algorithm, geometry, layout, result) == "implicit":
         plan = implicit_weight_grad.plan_weight_grad(
             geometry, layout, computing_type(result), workspace
         )
@@ -167,7 +179,7 @@ def input_grad_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a backward pass to the input."""
-    if way_of("input_grad", algorithm, geometry, result) == "implicit":
+    if way_of("input_grad", algorithm, geometry, layout, result) == "implicit":
         plan = implicit_input_grad.plan_input_grad(
             geometry, layout, computing_type(result), workspace
         )
