@@ -294,6 +294,19 @@ def test_shallow_columns_of_several_images_are_multiplied_where_they_lie(
     assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "groups"),
+    [
+        ((3, 4, 9, 10), (4, 1, 2, 3), 4),  # depthwise
+        ((3, 30, 9, 10), (7, 30, 2, 4), 1),  # deep windows
+        ((3, 2, 8, 9), (5, 2, 2, 1), 1),  # small images
+    ],
+)
+def test_other_columns_are_multiplied_at_once(x_shape, w_shape, groups):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=groups)
+    assert not pays_by_image(geometry, w_shape[1])
+
+
 def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
     x, w, b = np.zeros((3, 2, 9, 13)), np.ones((4, 2, 2, 3)), np.array([np.inf, 5, np.nan, -2])
     y = ic.conv(x, w, b, algorithm="im2col")
@@ -304,11 +317,11 @@ def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
     ("x_shape", "w_shape", "keywords"),
     [
         ((2, 3, 9, 27), (4, 3, 2, 3), {"stride": (1, 2), "padding": ((0, 1), (1, 0))}),
-        ((2, 3, 9, 41), (4, 3, 2, 4), {"stride": (2, 3), "dilation": (1, 2)}),
-        ((1, 2, 90), (3, 2, 7), {"stride": 6, "dilation": 4, "padding": ((5, 3),)}),
-        ((1, 2, 90), (3, 2, 5), {"stride": 4, "dilation": 6, "padding": 30}),
-        ((2, 2, 5, 4, 30), (3, 2, 2, 1, 3), {"stride": (1, 3, 2), "padding": (0, 1, 4)}),
-        ((2, 9, 4, 30), (8, 9, 2, 3), {"stride": 2, "padding": 1}),
+        ((2, 3, 9, 41), (4, 3, 3, 4), {"stride": (1, 3), "dilation": (1, 2), "padding": (0, 1)}),
+        ((1, 2, 18, 55), (3, 2, 4, 5), {"stride": (1, 4), "dilation": (2, 2), "padding": (0, 3)}),
+        ((1, 2, 7, 60), (3, 2, 5, 4), {"stride": (1, 4), "dilation": (1, 6), "padding": (2, 9)}),
+        ((2, 2, 5, 4, 30), (3, 2, 2, 2, 3), {"stride": (1, 1, 2), "padding": (0, 1, 4)}),
+        ((2, 9, 4, 30), (8, 9, 2, 3), {"stride": (1, 2), "padding": 1}),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8])
@@ -316,6 +329,8 @@ def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
 def test_windows_a_stride_apart_are_gathered_by_phases(x_shape, w_shape, keywords, dtype, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     by_phases = gathering._phases(columns_for(geometry, layout))
+    whole = tuple((0, outs) for outs in geometry.out)
+    assert gathering._band(geometry, whole, by_phases).dense
     lying = layout == "channels_last" and w_shape[1] > 8
     assert by_phases == (1 if lying else geometry.stride[-1])
     assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
