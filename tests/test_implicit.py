@@ -446,6 +446,23 @@ def test_auto_gathers_shallow_windows_but_does_not_scatter_them(x_shape, w_shape
         assert pays_in(each, geometry, "channels_first", library) is not gathers
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "stride", "gathered"),
+    [
+        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), ["forward", "weight_grad"]),
+        ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), ["weight_grad"]),  # 4.5 MiB of weights
+        ((2, 256, 28, 30), (512, 256, 3, 3), 1, []),
+        ((2, 64, 28, 30), (128, 64, 3, 3), 2, []),
+    ],
+)
+def test_auto_gathers_what_tap_by_tap_would_load_in_vain(x_shape, w_shape, stride, gathered):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, stride=stride)
+    for each in ("forward", "input_grad", "weight_grad"):
+        pays = pays_in(each, geometry, "channels_first", library_with("SkylakeX"))
+        assert pays is (each not in gathered)
+        assert pays_in(each, geometry, "channels_last", library_with("SkylakeX"))
+
+
 def pays_in(each, geometry, layout, library):
     return choice._implicit_pays(each, geometry, layout, np.dtype(np.float32), library)
 

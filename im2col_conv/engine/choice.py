@@ -5,6 +5,7 @@ Nothing is timed at run time: geometry, type and the kernel of the private BLAS 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,7 @@ from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.bands import is_depthwise
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
+from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
 from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Plan
@@ -120,14 +122,19 @@ def _implicit_pays(
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     enough = geometry.flops // groups >= LEAST_FLOPS and line >= LEAST_LINE
     gathers = each != "input_grad" and layout == "channels_first"
-    return enough and not (gathers and _is_shallow(geometry))
+    return enough and not (gathers and _gather_pays(each, geometry, dtype))
 
 
-def _is_shallow(geometry: ConvGeometry) -> bool:
-    """Say whether columns are so short that gathering them costs little beside y, or dout."""
+def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
+    """Say whether columns cost little beside what tap by tap would load."""
     window = geometry.C // geometry.groups * geometry.taps
     several = geometry.F // geometry.groups > 1
-    return several and window <= SHALLOW and geometry.positions >= LEAST_IMAGE
+    shallow = several and window <= SHALLOW and geometry.positions >= LEAST_IMAGE
+    strided = max(geometry.stride) > 1
+    few = strided and geometry.taps == 1  # cells that are met, of all
+    again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
+    large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
+    return shallow or few or (again and large)
 
 
 def forward_plan(

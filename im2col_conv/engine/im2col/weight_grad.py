@@ -35,6 +35,7 @@ __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
 # Measured: docs/performance.md.
 CHEAP_SUM = 2**20  # bytes, up to which partial sums cost less than gathers by channels
+FEW_WEIGHTS = 2**15  # of an image's dw, which cost little to add to the others'
 FEW_FILTERS = 64  # of upright windows' dw, whose transpose is sooner made
 
 
@@ -82,7 +83,7 @@ def plan_weight_grad(
     units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
     sums = max(1, min(sums, tiling.boxes))
-    by_image = pays_by_image(geometry, channels)
+    by_image = pays_by_image(geometry, channels) and F * K <= FEW_WEIGHTS
     images = tiling.step[0] if by_image else 1  # each with a product
     return WeightGradPlan(
         tiling=tiling,
