@@ -165,7 +165,7 @@ def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box:
         each = scratch.array("dw", (G, m, K, F), arithmetic.dtype)
         # dw.T of each image (g, m, K, F) = cols (g, m, K, L) @ dout.T (g, m, L, F)
         arithmetic.matmul_deep(cut_by_image(cols, m), douts.swapaxes(2, 3), each)
-        product = each.sum(axis=1).swapaxes(1, 2)
+        product = (each[:, 0] if m == 1 else each.sum(axis=1)).swapaxes(1, 2)
     if any(map(any, columns.geometry.padding)) and not np.isfinite(product).all():
         _multiply_inside(columns, dout, cols, box, product)
     return product
