@@ -131,6 +131,8 @@ class ExactArithmetic:
 
 def _piece(others: int, length: int) -> int:
     """Return how long a piece of the long side should be; the other two multiply to ``others``."""
+    if length <= LEAST_PIECE:
+        return length
     piece = min(SMALL_PRODUCT // max(others, 1), LONGEST_PIECE) // 64 * 64
     return piece if LEAST_PIECE <= piece < length else length
 

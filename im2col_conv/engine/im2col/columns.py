@@ -69,8 +69,11 @@ class Columns:
         K, L = channels * self.geometry.taps, math.prod(positions)
         if not self.rows:
             matrix = scratch.array("cols", (groups, K + ones, L), dtype)
-            matrix[:, K:] = 1
-            return matrix[:, :K].reshape(groups, channels, *kernel, *positions, copy=False), matrix
+            upright = matrix
+            if ones:
+                matrix[:, K] = 1
+                upright = matrix[:, :K]
+            return upright.reshape(groups, channels, *kernel, *positions, copy=False), matrix
         rows = scratch.array("cols", (groups, *positions, *kernel, channels), dtype)
         at = 1 + len(positions)
         taps = range(at, at + len(kernel))
@@ -170,6 +173,8 @@ def _is_matrix(view: Array) -> bool:
 
 def cut_by_image(cols: Array, images: int) -> Array:
     """Return a matrix (g, K, L) of columns as matrices (g, m, K, L / m), of one image each."""
+    if images == 1:
+        return cols[:, None]
     g, K, L = cols.shape
     return cols.reshape(g, K, images, L // images, copy=False).swapaxes(1, 2)
 

@@ -45,28 +45,27 @@ def gather_tile(
         view = _pointwise(geometry, x, box)
         if view is not None:
             return view
-    band = _band(geometry, ends(box), _phases(columns))
+    band = _band(geometry, ends(box), 1 if columns.rows else _phases(geometry))
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
     if band.dense:
         cells = _cells(columns, scratch, x, dtype, band)
-        for taps, windows in _windows(geometry, cells, band):
+        for taps, windows in _windows(cells, band):
             copy_lines(windows, cols[:, :, *taps])
     else:
         gather(geometry, x, cols, box, whole(geometry.size))
     return matrix
 
 
-def _phases(columns: Columns) -> int:
-    """Return in how many phases the cells of a line are stored.
+@lru_cache(maxsize=64)
+def _phases(geometry: ConvGeometry) -> int:
+    """Return in how many phases the cells of a line are stored for upright windows.
 
     The cells that a tap meets lie a stride apart: in a phase of their own they are contiguous, and
     copied line by line. Short lines, or few taps, do not pay for storing them so.
     """
-    geometry = columns.geometry
     stride = geometry.stride[-1]
-    pays = geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] >= stride and not columns.rows
-    return stride if pays else 1
+    return stride if geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] >= stride else 1
 
 
 def column_bytes(window: int, dtype: np.dtype[Any]) -> int:
@@ -100,6 +99,18 @@ class _Band(NamedTuple):
     middle: Slices  # where among them these are
     padded: bool
     dense: bool
+    stride: Shape  # among the cells of a phase
+    turns: tuple[_Turn, ...]
+
+
+class _Turn(NamedTuple):
+    """Taps that meet cells of one phase on the last axis, every so many-th of it."""
+
+    taps: Slices
+    kernel: Shape  # how many they are
+    dilation: Shape  # among the cells of the phase
+    phase: int
+    place: int  # where in it the first of them begins
 
 
 @lru_cache(maxsize=64)
@@ -130,7 +141,23 @@ def _band(geometry: ConvGeometry, box: Ends, phases: int) -> _Band:
         middle=middle,
         padded=middle != whole(shape),
         dense=BAND_SHARE * math.prod(shape) <= geometry.taps * math.prod(lengths),
+        stride=(*geometry.stride[:-1], geometry.stride[-1] // phases),
+        turns=tuple(_turns(geometry, phases)),
     )
+
+
+def _turns(geometry: ConvGeometry, phases: int) -> Iterator[_Turn]:
+    (*outer, taps), (*apart, dilation) = geometry.kernel, geometry.dilation
+    turns = phases // math.gcd(phases, dilation)
+    for turn in range(min(turns, taps)):
+        place, phase = divmod(turn * dilation, phases)
+        yield _Turn(
+            taps=(*whole(tuple(outer)), slice(turn, None, turns)),
+            kernel=(*outer, len(range(turn, taps, turns))),
+            dilation=(*apart, dilation * turns // phases),
+            phase=phase,
+            place=place,
+        )
 
 
 def _cells(
@@ -155,28 +182,18 @@ def _cells(
     return cells
 
 
-def _windows(geometry: ConvGeometry, cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
-    """Yield taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``.
-
-    Taps of the last axis that are ``turns`` apart meet cells of the same phase.
-    """
+def _windows(cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
+    """Yield taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``."""
     (G, C, N), (apart, g, c, n, *steps) = cells.shape[1:4], cells.strides
-    phases, (*outer, taps) = band.phases, geometry.kernel
-    turns = phases // math.gcd(phases, geometry.dilation[-1])
-    dilation = (*geometry.dilation[:-1], geometry.dilation[-1] * turns // phases)
-    stride = (*geometry.stride[:-1], geometry.stride[-1] // phases)
-    for turn in range(min(turns, taps)):
-        chosen = (*whole(tuple(outer)), slice(turn, None, turns))
-        kernel = (*outer, len(range(taps)[chosen[-1]]))
-        shape = (G, C, *kernel, N, *band.lengths)
-        at_tap = _strides(steps, dilation, kernel)
-        strides = (g, c, *at_tap, n, *_strides(steps, stride, band.lengths))
-        place, phase = divmod(turn * geometry.dilation[-1], phases)
+    outs = _strides(steps, band.stride, band.lengths)
+    for turn in band.turns:
+        shape = (G, C, *turn.kernel, N, *band.lengths)
+        strides = (g, c, *_strides(steps, turn.dilation, turn.kernel), n, *outs)
         if cells.flags.c_contiguous:  # NumPy checks that the view stays inside, and is the faster
-            offset = phase * apart + place * steps[-1]
-            yield chosen, np.ndarray(shape, cells.dtype, cells, offset, strides)
+            offset = turn.phase * apart + turn.place * steps[-1]
+            yield turn.taps, np.ndarray(shape, cells.dtype, cells, offset, strides)
         else:
-            yield chosen, as_strided(cells[0], shape, strides, writeable=False)
+            yield turn.taps, as_strided(cells[0], shape, strides, writeable=False)
 
 
 def _strides(steps: list[int], apart: Shape, lengths: Shape) -> list[int]:
