@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.implicit.moves import move
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, Shape, Tile, is_finite, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, is_finite, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products

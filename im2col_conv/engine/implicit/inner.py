@@ -27,13 +27,13 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import room_for_rows, row_steps
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
-    SMALL_PRODUCT,
     SPARE,
     Shape,
     Tile,

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
@@ -49,7 +50,6 @@ from im2col_conv.engine.implicit.moves import move_images
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
-    SMALL_PRODUCT,
     Shape,
     Tile,
     is_finite,

@@ -16,7 +16,6 @@ from im2col_conv.prepared import Room
 
 __all__ = [
     "KEPT",
-    "SMALL_PRODUCT",
     "SPARE",
     "Arrangement",
     "Shape",
@@ -32,7 +31,6 @@ Shape = tuple[int, ...]
 
 KEPT = 64  # lists of products, of some hundred kilobytes at most
 SPARE = 16  # numbers of a line of the cache, or two
-SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
 
 
 class Tile(NamedTuple):

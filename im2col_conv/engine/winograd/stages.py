@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.tile import KEPT, SMALL_PRODUCT, row_of
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT
+from im2col_conv.engine.implicit.tile import KEPT, row_of
 from im2col_conv.engine.products import Operand, Products
 from im2col_conv.engine.winograd.tile import Axis, Chunk
 from im2col_conv.engine.winograd.transforms import transform_for
