@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import KEPT_TABLES, Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
+
+PASSES = {"forward", "weight_grad", "input_grad"}
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 
@@ -328,7 +331,6 @@ def test_auto_multiplies_large_pointwise_layers_where_they_lie():
 
     assert ways((8, 1024, 14, 14), (256, 1024, 1, 1)) == {"implicit"}
     assert ways((1, 256, 56, 56), (64, 256, 1, 1)) == {"implicit"}
-    assert ways((8, 3, 224, 224), (64, 3, 1, 1)) == {"im2col"}  # few channels
     assert ways((256, 256, 4, 4), (256, 256, 1, 1)) == {"im2col"}  # few positions
     assert ways((1, 32, 16, 16), (32, 32, 1, 1)) == {"im2col"}  # little work
 
@@ -428,39 +430,90 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "gathers"),
+    ("x_shape", "w_shape", "first", "last"),
     [
-        ((64, 1, 28, 30), (32, 1, 5, 5), True),
-        ((64, 4, 28, 30), (32, 4, 3, 3), True),
-        ((64, 5, 28, 30), (32, 5, 3, 3), False),  # windows of 45 numbers
-        ((70, 1, 28, 30), (1, 1, 5, 5), False),  # one filter
-        ((900, 1, 9, 10), (32, 1, 5, 5), False),  # small images
+        ((64, 1, 28, 30), (24, 1, 5, 5), True, True),
+        ((64, 1, 28, 30), (25, 1, 5, 5), True, False),  # of many filters, rows are short
+        ((64, 7, 28, 30), (24, 7, 3, 3), True, True),
+        ((64, 8, 28, 30), (24, 8, 3, 3), False, False),  # windows of 72 numbers
+        ((90, 2, 28, 30), (1, 2, 5, 5), False, False),  # one filter
     ],
 )
-def test_auto_gathers_shallow_windows_but_does_not_scatter_them(x_shape, w_shape, gathers):
+def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
     library = library_with("SkylakeX")
-    assert pays_in("input_grad", geometry, "channels_first", library)
     for each in ("forward", "weight_grad"):
-        assert pays_in(each, geometry, "channels_last", library)
-        assert pays_in(each, geometry, "channels_first", library) is not gathers
+        assert pays_in(each, geometry, "channels_first", library) is not first
+        assert pays_in(each, geometry, "channels_last", library) is not last
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "stride", "gathered"),
+    ("x_shape", "w_shape", "keywords", "gathers"),
     [
-        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), ["forward", "weight_grad"]),
-        ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), ["weight_grad"]),  # 4.5 MiB of weights
-        ((2, 256, 28, 30), (512, 256, 3, 3), 1, []),
-        ((2, 64, 28, 30), (128, 64, 3, 3), 2, []),
+        ((8, 256, 999), (256, 4, 15), {"groups": 64, "padding": 7}, True),
+        ((8, 24, 60, 52), (7, 24, 3, 3), {}, True),
+        ((8, 24, 60, 52), (8, 24, 3, 3), {}, False),  # windows of dout of 72 numbers
+        ((8, 24, 60, 52), (7, 24, 3, 3), {"stride": (2, 1)}, False),  # columns would be scattered
+        ((8, 24, 60, 52), (7, 24, 3, 3), {"padding": (0, 3)}, False),  # likewise
+        ((8, 2, 60, 52), (7, 2, 3, 3), {}, False),  # likewise: more than twice as many filters
+        ((8, 24, 60, 52), (24, 1, 3, 1), {"groups": 24, "stride": 1}, False),  # depthwise
     ],
 )
-def test_auto_gathers_what_tap_by_tap_would_load_in_vain(x_shape, w_shape, stride, gathered):
+def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, keywords, gathers):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    for layout in ("channels_first", "channels_last"):
+        assert pays_in("input_grad", geometry, layout, library_with("SkylakeX")) is not gathers
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "taken"),
+    [
+        # 2.07, 1.87 and 1.45 MFLOP; dx needs less
+        ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1}, PASSES),
+        ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, {"input_grad"}),
+        ((1, 7, 40, 32), (9, 7, 3, 3), {"padding": 1}, set()),
+        # lines of two outputs and of one
+        ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
+        ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),
+        # pointwise: few channels, little work, few positions, groups
+        ((8, 15, 60, 52), (40, 15, 1, 1), {}, {"forward", "input_grad"}),
+        ((8, 50, 60, 52), (1, 50, 1, 1), {}, PASSES),
+        ((8, 39, 60, 52), (1, 39, 1, 1), {}, set()),
+        ((80, 90, 6, 5), (40, 90, 1, 1), {}, set()),
+        ((8, 64, 60, 52), (40, 32, 1, 1), {"groups": 2}, set()),
+    ],
+)
+def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    library = library_with("SkylakeX")
+    assert {p for p in PASSES if pays_in(p, geometry, "channels_first", library)} == taken
+
+
+@pytest.mark.parametrize("line", [3, 2])
+def test_auto_gathers_dw_of_short_lines_that_lie_as_rows(line):
+    geometry = ic.ConvGeometry.from_shapes((4, 40, 70, line + 2), (40, 40, 3, 3))
+    for each, layout in product(("forward", "weight_grad"), ("channels_first", "channels_last")):
+        gathers = (each, layout, line) == ("weight_grad", "channels_last", 2)
+        assert pays_in(each, geometry, layout, library_with("SkylakeX")) is not gathers
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "stride", "gathered", "gathered_last"),
+    [
+        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), {"forward", "weight_grad"}, {"weight_grad"}),
+        ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), {"weight_grad"}, {"weight_grad"}),  # 4.5 MiB
+        ((2, 256, 28, 30), (512, 256, 3, 3), 1, set(), set()),
+        ((2, 64, 28, 30), (128, 64, 3, 3), 2, set(), set()),
+    ],
+)
+def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
+    x_shape, w_shape, stride, gathered, gathered_last
+):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, stride=stride)
+    library = library_with("SkylakeX")
     for each in ("forward", "input_grad", "weight_grad"):
-        pays = pays_in(each, geometry, "channels_first", library_with("SkylakeX"))
-        assert pays is (each not in gathered)
-        assert pays_in(each, geometry, "channels_last", library_with("SkylakeX"))
+        assert pays_in(each, geometry, "channels_first", library) is (each not in gathered)
+        assert pays_in(each, geometry, "channels_last", library) is (each not in gathered_last)
 
 
 def pays_in(each, geometry, layout, library):

@@ -15,6 +15,7 @@ from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
+from im2col_conv.engine.im2col.input_grad import gathers
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
@@ -25,7 +26,6 @@ from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
 from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import is_small
 from im2col_conv.engine.winograd import forward as winograd_forward
 from im2col_conv.engine.winograd import plan as winograd_plan
 from im2col_conv.engine.workers import Scratch
@@ -52,10 +52,11 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels, and filters, of a group
-LEAST_FLOPS = 2 * 10**6
-LEAST_LINE = 4
-SHALLOW, LEAST_IMAGE = 36, 128  # numbers of a window, and positions of an image
-LEAST_CHANNELS, LEAST_POSITIONS = 24, 32  # of pointwise layers: of a group, and of an image
+LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 15 * 10**5  # of a group; of dx
+LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
+SHALLOW = 64  # numbers that a result is the sum of
+MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
+LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
 
 
 def way_of(
@@ -108,33 +109,51 @@ def _implicit_pays(
     blas: OpenBlas | None,
 ) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
-    if blas is None or dtype not in blas.types:
+    if blas is None or dtype not in blas.types or not _kernel_fits(blas.kernel, geometry):
         return False
-    most = max(geometry.C, geometry.F) // geometry.groups
-    narrow = blas.kernel in NARROW_KERNELS and most <= MOST_NARROW and not is_pointwise(geometry)
-    if blas.kernel not in WIDE_KERNELS and not narrow:
-        return False
+    if is_depthwise(geometry):
+        return geometry.flops >= LEAST_FLOPS
     if is_pointwise(geometry):
-        fewest = min(geometry.C, geometry.F) // geometry.groups
-        enough = fewest >= LEAST_CHANNELS and geometry.positions >= LEAST_POSITIONS
-        return enough and not is_small(geometry.flops)
-    groups = 1 if is_depthwise(geometry) else geometry.groups
+        return _plain_products_pay(each, geometry)
+    flops = geometry.flops // geometry.groups
+    if each == "input_grad":
+        shallow = gathers(geometry) and _window(geometry, geometry.F) <= SHALLOW
+        return flops >= LEAST_SCATTERED and not shallow
+    last = layout == "channels_last"
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
-    enough = geometry.flops // groups >= LEAST_FLOPS and line >= LEAST_LINE
-    gathers = each != "input_grad" and layout == "channels_first"
-    return enough and not (gathers and _gather_pays(each, geometry, dtype))
+    least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
+    enough = flops >= LEAST_FLOPS and line >= least
+    return enough and not _gather_pays(each, geometry, dtype, last=last)
 
 
-def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
-    """Say whether columns cost little beside what tap by tap would load."""
-    window = geometry.C // geometry.groups * geometry.taps
-    several = geometry.F // geometry.groups > 1
-    shallow = several and window <= SHALLOW and geometry.positions >= LEAST_IMAGE
+def _kernel_fits(kernel: str, geometry: ConvGeometry) -> bool:
+    most = max(geometry.C, geometry.F) // geometry.groups
+    narrow = kernel in NARROW_KERNELS and most <= MOST_NARROW and not is_pointwise(geometry)
+    return kernel in WIDE_KERNELS or narrow
+
+
+def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether a layer whose columns are its image is better multiplied in small products."""
+    enough = geometry.flops >= LEAST_FLOPS and geometry.positions >= LEAST_POSITIONS
+    deep = each != "weight_grad" or geometry.C >= LEAST_CHANNELS
+    return geometry.groups == 1 and enough and deep
+
+
+def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
+    """Say whether the columns of y or dw cost little beside what tap by tap would load."""
+    filters = geometry.F // geometry.groups
+    several = filters > 1 and not (last and filters > MOST_FILTERS)
+    shallow = several and _window(geometry, geometry.C) <= SHALLOW
     strided = max(geometry.stride) > 1
-    few = strided and geometry.taps == 1  # cells that are met, of all
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
+    few = strided and geometry.taps == 1 and (again or not last)  # cells that are met, of all
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
     return shallow or few or (again and large)
+
+
+def _window(geometry: ConvGeometry, channels: int) -> int:
+    """Return how many numbers of so many channels, a group's part of them, a result sums up."""
+    return channels // geometry.groups * geometry.taps
 
 
 def forward_plan(

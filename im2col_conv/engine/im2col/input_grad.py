@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
+from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
 from im2col_conv.engine.boxes import outputs_touching
 from im2col_conv.engine.im2col.columns import (
@@ -39,7 +40,7 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, scatter
 
-__all__ = ["GatherPlan", "InputGradPlan", "gather", "input_grad", "plan_input_grad"]
+__all__ = ["GatherPlan", "InputGradPlan", "gather", "gathers", "input_grad", "plan_input_grad"]
 
 MOST_FILTERS = 2  # for each channel, where a gather of dout is no larger than the scatter
 
@@ -83,9 +84,8 @@ def plan_input_grad(
     workspace: int,
 ) -> InputGradPlan | GatherPlan:
     """Draw the plan of a pass to the input from shapes and types alone."""
-    adjoint = _adjoint(geometry)
-    few = geometry.F <= MOST_FILTERS * geometry.C
-    if adjoint is None or not few or math.prod(geometry.w_shape) > math.prod(geometry.y_shape):
+    adjoint = _gathered(geometry)
+    if adjoint is None:
         return _plan_scatter(geometry, layout, dout_type, result, workspace)
     w_bytes = math.prod(geometry.w_shape) * result.itemsize
     forward = plan_forward(adjoint, layout, dout_type, result, max(workspace - w_bytes, 0))
@@ -99,18 +99,16 @@ def plan_input_grad(
     )
 
 
-def _adjoint(geometry: ConvGeometry) -> ConvGeometry | None:
-    """Return the convolution of dout that makes dx; None if there is none.
+def gathers(geometry: ConvGeometry) -> bool:
+    """Say whether dx is made as a forward pass makes y, by a gather and not by a scatter."""
+    return _gathered(geometry) is not None
 
-    It needs a stride of 1, no more padding than a window reaches, and cells.
-    """
-    padding = tuple(
-        (reach - 1 - before, reach - 1 - after)
-        for reach, (before, after) in zip(geometry.reach, geometry.padding, strict=True)
-    )
-    if set(geometry.stride) != {1} or min(map(min, padding)) < 0 or 0 in geometry.size:
-        return None
-    return replace(geometry, C=geometry.F, F=geometry.C, size=geometry.out, padding=padding)
+
+def _gathered(geometry: ConvGeometry) -> ConvGeometry | None:
+    """Return the forward pass that makes dx with little work, if there is one."""
+    few = geometry.F <= MOST_FILTERS * geometry.C
+    light = math.prod(geometry.w_shape) <= math.prod(geometry.y_shape)
+    return adjoint_of(geometry) if few and light else None
 
 
 def gather(plan: GatherPlan, dout: Array, w: Array, b: Array | None, dx: Array) -> Work:
