@@ -516,6 +516,23 @@ def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
         assert pays_in(each, geometry, "channels_last", library) is (each not in gathered_last)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "scatters"),
+    [
+        ((4, 90, 30, 31), (64, 90, 3, 3), {"stride": (1, 2)}, True),
+        ((4, 90, 30, 31), (65, 90, 3, 3), {"stride": (1, 2)}, False),
+        ((4, 90, 30, 31), (64, 90, 3, 3), {"padding": 1}, False),
+    ],
+)
+def test_auto_scatters_few_filters_tap_by_tap_with_narrow_kernels(
+    x_shape, w_shape, keywords, scatters
+):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    for each in PASSES:
+        pays = each == "input_grad" and scatters
+        assert pays_in(each, geometry, "channels_first", library_with("Haswell")) is pays
+
+
 def pays_in(each, geometry, layout, library):
     return choice._implicit_pays(each, geometry, layout, np.dtype(np.float32), library)
 

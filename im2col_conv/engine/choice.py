@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
+from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
@@ -51,7 +52,7 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 # Measured: docs/performance.md.
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
-MOST_NARROW = 64  # channels, and filters, of a group
+MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 15 * 10**5  # of a group; of dx
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 SHALLOW = 64  # numbers that a result is the sum of
@@ -96,7 +97,7 @@ def _way_of(
     complaint = winograd_plan.covers(geometry, dtype)
     if complaint is not None:
         raise ValueError(f'algorithm="winograd" does not cover this: {complaint}')
-    if each == "forward":
+    if each == "forward" or (each == "input_grad" and adjoint_of(geometry) is not None):
         return "winograd"
     return _way_of(each, "auto", geometry, layout, dtype, blas)
 
@@ -109,7 +110,7 @@ def _implicit_pays(
     blas: OpenBlas | None,
 ) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
-    if blas is None or dtype not in blas.types or not _kernel_fits(blas.kernel, geometry):
+    if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
     if is_depthwise(geometry):
         return geometry.flops >= LEAST_FLOPS
@@ -126,10 +127,12 @@ def _implicit_pays(
     return enough and not _gather_pays(each, geometry, dtype, last=last)
 
 
-def _kernel_fits(kernel: str, geometry: ConvGeometry) -> bool:
-    most = max(geometry.C, geometry.F) // geometry.groups
-    narrow = kernel in NARROW_KERNELS and most <= MOST_NARROW and not is_pointwise(geometry)
-    return kernel in WIDE_KERNELS or narrow
+def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
+    """Say whether a kernel does small products about as fast as large ones."""
+    scatters = each == "input_grad" and not gathers(geometry)  # for which columns take longer
+    most = geometry.F if scatters else max(geometry.C, geometry.F)
+    few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
+    return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
 
 
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
@@ -205,7 +208,12 @@ def input_grad_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a backward pass to the input."""
-    if way_of("input_grad", algorithm, geometry, layout, result) == "implicit":
+    way = way_of("input_grad", algorithm, geometry, layout, result)
+    if way == "winograd":
+        adjoint = adjoint_of(geometry)
+        assert adjoint is not None  # or it would not be the way
+        return winograd_plan.plan_forward(adjoint, computing_type(result), workspace)
+    if way == "implicit":
         plan = implicit_input_grad.plan_input_grad(
             geometry, layout, computing_type(result), workspace
         )
@@ -259,6 +267,8 @@ def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Arr
             return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
         if isinstance(plan, im2col_input_grad.GatherPlan):
             return im2col_input_grad.gather(plan, dout, w.array, b, dx)
+        if isinstance(plan, winograd_plan.WinogradPlan):
+            return winograd_forward.forward(plan, _blas(), shared, dout, w, b, dx, adjoint=True)
         assert isinstance(plan, ImplicitPlan)
         return implicit_input_grad.input_grad(plan, _blas(), shared, dout, w, b, dx)
 

@@ -29,16 +29,22 @@ def forward(
     weights: Weights,
     b: Array | None,
     y: Array,
+    *,
+    adjoint: bool = False,
 ) -> Work:
-    """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
+    """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``.
+
+    Of the ``adjoint``, ``x`` is dout, ``y`` is dx, and ``w`` those of the forward pass.
+    """
     G = plan.geometry.groups
     A_T, _, B_T = arrays_for(plan.tile, plan.dtype)
     x, y = by_group(x, G), by_group(y, G)
 
     def transformed(w: Array, room: Room) -> Blockwise:
-        return transform(w, G, plan.tile, plan.dtype, room)
+        return transform(w, G, plan.tile, plan.dtype, room, adjoint=adjoint)
 
-    U = weights.form(("winograd", G, plan.tile, plan.dtype), transformed, shared.array)
+    key = ("winograd", G, plan.tile, plan.dtype, adjoint)
+    U = weights.form(key, transformed, shared.array)
     bias = np.zeros(y.shape[:2], plan.dtype) if b is None else b.reshape(y.shape[:2])
 
     def fill(index: int, scratch: Scratch) -> None:

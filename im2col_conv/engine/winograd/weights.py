@@ -6,6 +6,9 @@ Both sides of G at once are one matrix of n² rows, which multiplies the nine ta
 
 U has n² / 9 times the numbers of w, four times with tiles of four outputs, and is worth keeping:
 where images are small, to make it takes as long as to use it.
+
+dx is the convolution of dout with w flipped, its channels and filters exchanged. To flip the taps
+is to reverse the columns of G.
 """
 
 from __future__ import annotations
@@ -34,26 +37,41 @@ TAPS = KERNEL**2
 PIECE = 768  # columns of a product
 
 
-def transform(w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room) -> Blockwise:
+def transform(
+    w: Array, groups: int, tile: int, dtype: np.dtype[Any], room: Room, *, adjoint: bool
+) -> Blockwise:
     """Return U (groups, blocks of F, n * n, C, 64) of ``w`` (F, C // groups, 3, 3) in ``dtype``.
 
-    What is past the last filter may be any number, and is never read.
+    Of the ``adjoint``, w flipped, it is (groups, blocks of C, n * n, F, 64). What is past the last
+    filter may be any number, and is never read.
     """
-    F, C = len(w) // groups, w.shape[1]
+    weights = w.reshape(groups, len(w) // groups, w.shape[1], TAPS)
+    _, F, C, _ = weights.shape
+    rows, columns = (F, C) if adjoint else (C, F)
     G = arrays_for(tile, dtype).G
-    width = min(F, BLOCK)
-    U = room("weights", (groups, blocks(F), len(G), C, width), dtype)
+    if adjoint:
+        G = np.ascontiguousarray(G[:, ::-1])
+    width = min(columns, BLOCK)
+    U = room("weights", (groups, blocks(columns), len(G), rows, width), dtype)
 
     def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
-        first = group * F + block * BLOCK
-        part = w[first : min(first + BLOCK, (group + 1) * F)]
-        turned = scratch.array("W", (C * TAPS, width), dtype)
-        turn(blas, scratch, part.reshape(len(part), 1, -1), turned.T[: len(part), None])
-        taps = scratch.array("taps", (TAPS, C, width), dtype)
-        copy_lines(turned.reshape(C, TAPS, width).swapaxes(0, 1), taps)
-        blas.run(_products(len(G), C * width), G, taps, U[group, block])
+        part = slice(block * BLOCK, min((block + 1) * BLOCK, columns))
+        taps = scratch.array("taps", (TAPS, rows, width), dtype)
+        if adjoint:
+            taps[..., : part.stop - part.start] = weights[group, :, part].transpose(2, 0, 1)
+        else:
+            _turn_taps(blas, scratch, weights[group, part], taps)
+        blas.run(_products(len(G), rows * width), G, taps, U[group, block])
 
     return Blockwise(U, make)
+
+
+def _turn_taps(blas: OpenBlas, scratch: Scratch, part: Array, taps: Array) -> None:
+    """Fill ``taps`` (9, C, 64) from some filters (f, C, 9)."""
+    many, C, _ = part.shape
+    turned = scratch.array("W", (C * TAPS, taps.shape[-1]), taps.dtype)
+    turn(blas, scratch, part.reshape(many, 1, -1), turned.T[:many, None])
+    copy_lines(turned.reshape(C, TAPS, -1).swapaxes(0, 1), taps)
 
 
 @lru_cache(maxsize=KEPT)
