@@ -135,7 +135,8 @@ def conv(
     up to 256 channels its largest error is 5e-6 of the largest output in float32 and 1e-14 in
     float64; it grows with the channels, and NaN and infinity reach every output of the tiles of 4
     by 4 or 2 by 2 that see them. The weights are transformed first, into up to four times their
-    memory: :func:`im2col_conv.prepare` keeps that between calls. The gradients take "auto" for it.
+    memory: :func:`im2col_conv.prepare` keeps that between calls. The gradient to ``x`` is made so
+    too where no padding is more than 2; the one to ``w`` takes "auto".
 
     Examples
     --------

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import im2col_conv as ic
+from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.jobs import Job, run_jobs
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.plan import scratch_bytes
@@ -52,6 +53,24 @@ def winograd(
 def run(plan, x, w, b, y, workers, workspace):
     job = Job(plan, lambda shared: forward(plan, BLAS, shared, x, PlainWeights(w), b, y))
     run_jobs([job], workers, workspace)
+
+
+def winograd_dx(dout, w, x_shape, *, tile=None, workers=1, workspace=64 * MIB, **keywords):
+    adjoint = adjoint_of(ic.ConvGeometry.from_shapes(x_shape, w.shape, **keywords))
+    plan = plan_of(adjoint, dout.dtype, tile, workspace)
+    dx = np.full(x_shape, np.nan, plan.dtype)
+
+    def begin(shared):
+        return forward(plan, BLAS, shared, dout, PlainWeights(w), None, dx, adjoint=True)
+
+    run_jobs([Job(plan, begin)], workers, workspace)
+    return dx
+
+
+def flipped(w, groups):
+    """Return the weights of the convolution of dout that makes dx."""
+    F, C = len(w) // groups, w.shape[1]
+    return w.reshape(groups, F, C, 3, 3)[..., ::-1, ::-1].swapaxes(1, 2).reshape(-1, F, 3, 3)
 
 
 def bound(x, w, b, tile, dtype, **keywords):
@@ -160,9 +179,9 @@ def test_it_equals_conv_within_the_bound(layer, tile, dtype, workspace):
 
 
 @st.composite
-def small_layers(draw):
+def small_layers(draw, most_padding=5):
     groups = draw(st.integers(1, 3))
-    padding = draw(st.tuples(*[st.tuples(*[st.integers(0, 5)] * 2)] * 2))
+    padding = draw(st.tuples(*[st.tuples(*[st.integers(0, most_padding)] * 2)] * 2))
     size = [draw(st.integers(max(1, 3 - sum(pair)), 13)) for pair in padding]
     x_shape = (draw(st.integers(0, 3)), groups * draw(st.integers(1, 4)), *size)
     w_shape = (groups * draw(st.integers(1, 4)), x_shape[1] // groups, 3, 3)
@@ -194,6 +213,88 @@ def test_tiles_of_four_are_within_the_bound(layer, workspace, seed):
     found = winograd(x, w, tile=4, workspace=workspace, **keywords)
     wanted = ic.conv(x.astype(float), w.astype(float), **keywords)
     assert (np.abs(found - wanted) <= bound(x, w, None, 4, np.float32, **keywords)).all()
+
+
+@needs_blas
+@settings(max_examples=60)
+@given(
+    layer=small_layers(most_padding=2),
+    workspace=st.sampled_from([1, 10**5, 10**7]),
+    seed=st.integers(0, 99),
+)
+def test_dx_is_exact_on_small_integers_with_tiles_of_two(layer, workspace, seed):
+    x_shape, w_shape, keywords = layer
+    y_shape = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords).y_shape
+    dout, w = (integers_like(seed, each, np.float32) for each in (y_shape, w_shape))
+    found = winograd_dx(dout, w, x_shape, tile=2, workspace=workspace, **keywords)
+    np.testing.assert_array_equal(found, ic.conv_input_grad(dout, w, x_shape, **keywords))
+
+
+@needs_blas
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "padding", "groups"),
+    [
+        ((2, 5, 13, 10), (7, 5, 3, 3), 1, 1),
+        ((3, 4, 9, 14), (6, 2, 3, 3), ((0, 2), (2, 1)), 2),
+        ((2, 130, 10, 17), (150, 130, 3, 3), 2, 1),
+    ],
+)
+@types
+def test_dx_is_within_the_bound_of_tiles_of_four(x_shape, w_shape, padding, groups, dtype):
+    keywords = {"padding": padding, "groups": groups}
+    y_shape = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords).y_shape
+    dout, w = normal(7, y_shape, w_shape, dtype=dtype)
+    wanted = ic.conv_input_grad(dout.astype(float), w.astype(float), x_shape, **keywords)
+    found = winograd_dx(dout, w, x_shape, tile=4, **keywords)
+    adjoint = adjoint_of(ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords))
+    limit = bound(
+        dout, flipped(w, groups), None, 4, dtype, padding=adjoint.padding, groups=groups
+    ) * (2 if dtype is np.float64 else 1)
+    assert (np.abs(found - wanted) <= limit).all()
+    again = winograd_dx(dout, w, x_shape, tile=4, workers=3, **keywords)
+    assert found.tobytes() == again.tobytes()
+
+
+@needs_blas
+@pytest.mark.parametrize(("padding", "out"), [((0, 2), (19, 36)), (((1, 0), (2, 1)), (20, 35))])
+def test_asked_for_by_name_it_makes_dx_and_leaves_dw_to_auto(padding, out):
+    x, w, dout = normal(9, (2, 40, 21, 34), (30, 40, 3, 3), (2, 30, *out))
+    wanted = winograd_dx(dout, w, x.shape, padding=padding)
+    for weights in (w, ic.prepare(w)):
+        keywords = {"padding": padding, "algorithm": "winograd"}
+        dx, dw, db = ic.conv_grads(dout, x, weights, **keywords)
+        np.testing.assert_array_equal(dx, wanted)
+        np.testing.assert_array_equal(
+            ic.conv_input_grad(dout, weights, x.shape, **keywords), wanted
+        )
+        exact = ic.conv_grads(dout, x, w, padding=padding)
+        assert dx.tobytes() != exact.dx.tobytes()
+        np.testing.assert_array_equal(dw, exact.dw)
+        np.testing.assert_array_equal(db, exact.db)
+
+
+@needs_blas
+def test_dx_of_more_padding_than_a_window_reaches_is_left_to_auto():
+    dout, w = normal(9, (2, 30, 25, 34), (30, 40, 3, 3))
+    keywords = {"x_shape": (2, 40, 21, 34), "padding": (3, 1)}
+    np.testing.assert_array_equal(
+        ic.conv_input_grad(dout, w, algorithm="winograd", **keywords),
+        ic.conv_input_grad(dout, w, **keywords),
+    )
+
+
+@needs_blas
+def test_prepared_weights_keep_a_form_of_each_pass():
+    x, w, dout = normal(9, (2, 4, 9, 12), (3, 4, 3, 3), (2, 3, 9, 12))
+    prepared = ic.prepare(w)
+    for _ in range(2):
+        y = ic.conv(x, prepared, padding=1, algorithm="winograd")
+        dx = ic.conv_input_grad(dout, prepared, x.shape, padding=1, algorithm="winograd")
+        np.testing.assert_array_equal(y, ic.conv(x, w, padding=1, algorithm="winograd"))
+        np.testing.assert_array_equal(
+            dx, ic.conv_input_grad(dout, w, x.shape, padding=1, algorithm="winograd")
+        )
+    assert "2 forms" in repr(prepared)
 
 
 @needs_blas
@@ -265,11 +366,15 @@ def test_what_is_not_finite_stays_in_the_tiles_that_see_it(tile, wrong):
     ],
 )
 @pytest.mark.parametrize("channels", [16, 64, 256])
-def test_the_error_on_normal_numbers_relative_to_the_largest_output(tile, dtype, most, channels):
+def test_the_error_on_normal_numbers_relative_to_the_largest_result(tile, dtype, most, channels):
     x, w = normal(channels, (1, channels, 26, 31), (32, channels, 3, 3), dtype=dtype)
     exact = in_long_doubles(x, w)
     error = np.abs(winograd(x, w, tile=tile, padding=1) - exact).max() / np.abs(exact).max()
     assert error <= most
+    # dx of the adjoint layer is the same sum
+    adjoint = flipped(w, 1)
+    found = winograd_dx(x, adjoint, exact.shape, tile=tile, padding=1)
+    assert np.abs(found - exact).max() / np.abs(exact).max() <= most
 
 
 def in_long_doubles(x, w):
