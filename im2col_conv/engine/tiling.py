@@ -28,7 +28,7 @@ LEAST_SHARE = 128
 LEAST_AFFORDED = 32
 SHARES = 8
 SHARE_FLOPS = 25 * 10**6
-SMALL_FLOPS = 10**7
+SMALL_FLOPS = 2 * 10**7
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class ImplicitPlan(Plan):
 
     algorithm: ClassVar[str] = "implicit"
     # Measured: with many short steps in Python, two workers wait for each other below this.
-    least_shared: ClassVar[int] = 2 * 10**7
+    least_shared: ClassVar[int] = 4 * 10**7
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
