@@ -238,11 +238,12 @@ def tile_numbers(
 def _planes_of(
     geometry: ConvGeometry, axes: Shape, channels: int, units: int, shares: int
 ) -> Tiling:
-    """Return tiles of some planes of one image, or of part of a plane."""
+    """Return tiles of the planes of some images, of some planes of one, or of part of a plane."""
     share = -(-channels * math.prod(axes) * geometry.N // shares)
-    planes = cut((channels, *axes), max(1, min(units, max(share, LEAST_SHARE))))
-    extent, step = planes.extent, planes.step
-    return Tiling((1, geometry.N, *extent[1:], extent[0]), (1, 1, *step[1:], step[0]))
+    cells = max(1, min(units, max(share, LEAST_SHARE)))
+    planes = cut((geometry.N, channels, *axes), cells)
+    (N, _, *extent), (images, many, *step) = planes.extent, planes.step
+    return Tiling((1, N, *extent, channels), (1, images, *step, many))
 
 
 def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dtype[Any]) -> int:
