@@ -1,6 +1,7 @@
 """The benchmark: contestants agree, records are whole, wrong options are named. No time counts."""
 
 import json
+import random
 import runpy
 import subprocess
 import sys
@@ -447,6 +448,52 @@ def test_losses_stand_out_in_markdown(table):
 def test_tables_of_documents_are_those_of_the_result_files(table, document):
     text = (ROOT / document).read_text(encoding="utf-8")
     assert table["filled"](text) == text
+
+
+@pytest.fixture(scope="module")
+def choice():
+    return runpy.run_path(str(ROOT / "benchmarks" / "choice.py"))
+
+
+def test_the_choice_is_timed_on_random_layers(choice):
+    record = choice["run"](layers=2, seed=3, workers=1, flops=(1e5, 1e6))
+    assert len(record["cases"]) == 2 * 2 * 3
+    json.dumps(record)
+    for case in record["cases"]:
+        seconds = case["seconds"]
+        assert set(seconds) == {"implicit", "im2col"}
+        assert case["regret"] == seconds[case["auto"]] / min(seconds.values())
+        assert case["layer"] in record["layers"]
+
+
+def test_random_layers_have_the_work_that_is_asked_for(choice):
+    rng = random.Random(5)
+    for _ in range(200):
+        layer = choice["draw_layer"](rng, (1e6, 3e6))
+        geometry = ic.ConvGeometry.from_shapes(
+            layer.x_shape, layer.w_shape, stride=layer.stride, padding=layer.padding,
+            groups=layer.groups,
+        )  # fmt: skip
+        assert 1e6 <= geometry.flops == choice["work_of"](layer) <= 3e6
+
+
+def test_regret_is_summed_up_by_pass_and_layout(choice):
+    cases = [
+        {"layout": layout, "pass": each, "regret": regret, "layer": f"of {regret}"}
+        for layout, each, regret in [("last", "f", 1.0), ("last", "f", 4.0), ("first", "f", 1.0)]
+    ]
+    lines = choice["table"]({"cases": cases}).splitlines()[2:]
+    assert lines == [
+        "| first | f | 1 | 100% | 1.00 | 1.0 | of 1.0 |",
+        "| last | f | 2 | 50% | 2.00 | 4.0 | of 4.0 |",
+        "| all | | 3 | 67% | 1.59 | 4.0 | of 4.0 |",
+    ]
+
+
+def test_the_table_of_the_choice_is_that_of_its_result_file(choice):
+    record = json.loads((ROOT / "benchmarks" / "results" / "choice.json").read_text("utf-8"))
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert choice["table"](record) in text
 
 
 @pytest.mark.parametrize("picture", ["performance", "growth"])

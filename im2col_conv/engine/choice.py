@@ -53,8 +53,9 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
-LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 15 * 10**5  # of a group; of dx
+LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
+LEAST_LINE_OF_PLANES = 5
 SHALLOW = 64  # numbers that a result is the sum of
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
@@ -113,13 +114,15 @@ def _implicit_pays(
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
     if is_depthwise(geometry):
-        return geometry.flops >= LEAST_FLOPS
+        long = each == "input_grad" or geometry.out[-1] >= LEAST_LINE_OF_PLANES
+        return geometry.flops >= LEAST_FLOPS and long
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
     flops = geometry.flops // geometry.groups
     if each == "input_grad":
-        shallow = gathers(geometry) and _window(geometry, geometry.F) <= SHALLOW
-        return flops >= LEAST_SCATTERED and not shallow
+        if not gathers(geometry):
+            return flops >= LEAST_SCATTERED
+        return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
     last = layout == "channels_last"
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
@@ -128,8 +131,8 @@ def _implicit_pays(
 
 
 def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
-    """Say whether a kernel does small products about as fast as large ones."""
-    scatters = each == "input_grad" and not gathers(geometry)  # for which columns take longer
+    """Say whether small products pay with a kernel: a wide one, or one for few channels."""
+    scatters = each == "input_grad" and not gathers(geometry)  # which takes columns longer
     most = geometry.F if scatters else max(geometry.C, geometry.F)
     few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
