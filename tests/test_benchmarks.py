@@ -15,6 +15,7 @@ import im2col_conv as ic
 from im2col_conv.cli.benchmark import classic, growth, peak, timing
 from im2col_conv.cli.benchmark.contestants import PEERS, Contestant, contestant, with_algorithm
 from im2col_conv.cli.benchmark.layers import LAYERS, SETS
+from im2col_conv.engine.openblas import private_blas, why_not
 from tests.command_line import ROOT, failure, run, run_json, run_python
 
 TINY = ("--layer", "tiny", "--repeats", 1)
@@ -455,6 +456,7 @@ def choice():
     return runpy.run_path(str(ROOT / "benchmarks" / "choice.py"))
 
 
+@pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 def test_the_choice_is_timed_on_random_layers(choice):
     record = choice["run"](layers=2, seed=3, workers=1, flops=(1e5, 1e6))
     assert len(record["cases"]) == 2 * 2 * 3

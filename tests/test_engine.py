@@ -24,6 +24,9 @@ from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArith
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import pays_by_image
+from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
+from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
+from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .strategies import cases, integers_like
@@ -83,6 +86,31 @@ def test_layers_above_are_large_enough_to_be_shared():
         for x_shape, w_shape, keywords in LAYERS.values():
             for each in ic.explain(x_shape, w_shape, **keywords).passes:
                 assert each.workers > 1, (x_shape, each)
+
+
+@pytest.mark.parametrize(
+    ("plan_forward", "width", "workers"),
+    [
+        (plan_columns, 217, 1),  # 19.9987 MFLOP
+        (plan_columns, 218, 2),
+        (plan_tap_by_tap, 434, 1),  # 39.997 MFLOP
+        (plan_tap_by_tap, 435, 2),
+    ],
+)
+def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers):
+    geometry = ic.ConvGeometry.from_shapes((1, 8, 40, width), (16, 8, 3, 3), padding=1)
+    types = [np.dtype(np.float32)] * (2 if plan_forward is plan_columns else 1)
+    plan = plan_forward(geometry, "channels_first", *types, 64 * MIB)
+    assert workers_for(plan, 2, 64 * MIB) == workers
+
+
+def test_a_depthwise_tile_has_the_planes_of_several_images():
+    x_shape, w_shape = (37, 24, 21, 20), (24, 1, 3, 3)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=24)
+    plan = plan_tap_by_tap(geometry, "channels_first", np.dtype(np.float32), 64 * MIB)
+    images, *_ = plan.tile_shape
+    assert images > 1
+    assert plan.tasks % 2 == 0  # as many for each of two workers
 
 
 @settings(max_examples=40)
@@ -151,6 +179,7 @@ def peak_beyond(call):
         ((800, 3, 31, 33), (25, 3, 3, 3), np.float32, {"stride": 2, "padding": 1}),
         ((300, 4, 40, 12), (60, 4, 3, 4), np.float16, {}),
         ((12, 2, 200, 170), (9, 2, 5, 5), np.float64, {}),
+        ((400, 24, 21, 20), (24, 1, 3, 3), np.float32, {"groups": 24}),
     ],
 )
 @layouts

@@ -241,7 +241,7 @@ def _planes_of(
     """Return tiles of the planes of some images, of some planes of one, or of part of a plane."""
     share = -(-channels * math.prod(axes) * geometry.N // shares)
     cells = max(1, min(units, max(share, LEAST_SHARE)))
-    planes = cut((geometry.N, channels, *axes), cells)
+    planes = cut_evenly((geometry.N, channels, *axes), cells, min(shares, EVEN))
     (N, _, *extent), (images, many, *step) = planes.extent, planes.step
     return Tiling((1, N, *extent, channels), (1, images, *step, many))
 
