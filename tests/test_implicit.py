@@ -405,6 +405,15 @@ def test_a_block_that_failed_is_made_again():
     assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
 
 
+@needs_blas
+def test_a_depthwise_layer_of_no_images_has_no_outputs():
+    x, w, dout = (np.zeros(shape) for shape in ((0, 3, 9, 7), (3, 1, 2, 3), (0, 3, 8, 5)))
+    y, dx, dw, db = all_passes(x, w, np.ones(3), dout, groups=3, algorithm="implicit")
+    assert (y.shape, dx.shape) == (dout.shape, x.shape)
+    assert not dw.any()
+    assert not db.any()
+
+
 @pytest.mark.parametrize(
     ("kernel", "x_shape", "w_shape", "keywords", "pays"),
     [

@@ -109,6 +109,8 @@ def cut_evenly(extent: tuple[int, ...], cells: int, shares: int) -> Tiling:
     """
     tiling = cut(extent, cells)
     total = math.prod(extent)
+    if total == 0:
+        return tiling
     for boxes in range(tiling.boxes, tiling.boxes + shares):
         even = cut(extent, max(-(-total // boxes), 1))
         if even.boxes % shares == 0:
