@@ -132,7 +132,7 @@ def _implicit_pays(
 
 def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     """Say whether small products pay with a kernel: a wide one, or one for few channels."""
-    scatters = each == "input_grad" and not gathers(geometry)  # which takes columns longer
+    scatters = each == "input_grad" and not gathers(geometry)  # which takes longer as columns
     most = geometry.F if scatters else max(geometry.C, geometry.F)
     few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
