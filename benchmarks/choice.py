@@ -6,19 +6,18 @@ From the repository root::
     python benchmarks/choice.py --layers 90 --seed 4 --output FILE  # keep every figure as JSON
 
 *Regret* is the time of the way that "auto" takes over the time of the quicker one: 1 where that is
-the same. Each pass of each layer runs both ways turn about; lower quartiles count.
+the same. Each pass of each layer runs both ways turn about, as contestants of the benchmark do.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from math import prod
+from functools import partial
 from pathlib import Path
-from statistics import geometric_mean, quantiles
+from statistics import geometric_mean
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -27,6 +26,7 @@ import im2col_conv as ic
 from im2col_conv.cli.benchmark.data import random_data
 from im2col_conv.cli.benchmark.layers import Layer, Layout
 from im2col_conv.cli.benchmark.record import circumstances, write
+from im2col_conv.cli.benchmark.timing import turn_about
 from im2col_conv.engine.choice import way_of
 
 Pass = Literal["forward", "weight_grad", "input_grad"]
@@ -35,7 +35,7 @@ Case = dict[str, Any]
 WAYS = ("implicit", "im2col")
 LAYOUTS: tuple[Layout, ...] = ("channels_first", "channels_last")
 FLOPS = (2 * 10**6, 6 * 10**8)  # of a pass
-TURNS, CALLS = 4, 3
+TURNS = 5
 
 
 def draw_layer(rng: random.Random, flops: tuple[float, float] = FLOPS) -> Layer:
@@ -63,13 +63,15 @@ def draw_layer(rng: random.Random, flops: tuple[float, float] = FLOPS) -> Layer:
             padding=(rng.choice([0, kernel // 2]),) * axes,
             groups=groups,
         )
-        if min(layer.out) > 0 and flops[0] <= work_of(layer) <= flops[1]:
+        if min(layer.out) > 0 and flops[0] <= geometry_of(layer).flops <= flops[1]:
             return replace(layer, name=name_of(layer))
 
 
-def work_of(layer: Layer) -> int:
-    """Return the operations of a pass."""
-    return 2 * layer.filters * layer.positions * prod(layer.w_shape[1:])
+def geometry_of(layer: Layer) -> ic.ConvGeometry:
+    """Return the geometry of a layer, whatever its layout."""
+    x_shape = (layer.images, layer.channels, *layer.size)
+    options = {name: value for name, value in layer.geometry.items() if name != "layout"}
+    return ic.ConvGeometry.from_shapes(x_shape, layer.w_shape, **options)
 
 
 def name_of(layer: Layer) -> str:
@@ -88,15 +90,10 @@ def cases_of(layer: Layer) -> Iterator[Case]:
         "weight_grad": lambda way: ic.conv_weight_grad(dout, x, w.shape, algorithm=way, **options),
         "input_grad": lambda way: ic.conv_input_grad(dout, w, x.shape, algorithm=way, **options),
     }
-    geometry = ic.ConvGeometry.from_shapes(
-        (layer.images, layer.channels, *layer.size),
-        w.shape,
-        stride=layer.stride,
-        padding=layer.padding,
-        groups=layer.groups,
-    )
+    geometry = geometry_of(layer)
     for each, work in works.items():
-        seconds = turn_about(work)
+        measured = turn_about({way: partial(work, way) for way in WAYS}, TURNS)
+        seconds = {way: each_way.lower_quartile for way, each_way in measured.items()}
         taken = way_of(each, "auto", geometry, layer.layout, np.dtype(layer.dtype))
         regret = seconds[taken] / min(seconds.values())
         yield {
@@ -107,20 +104,6 @@ def cases_of(layer: Layer) -> Iterator[Case]:
             "seconds": seconds,
             "regret": regret,
         }
-
-
-def turn_about(work: Callable[[str], object]) -> dict[str, float]:
-    """Return the seconds of each way: lower quartiles."""
-    measured: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(TURNS + 1):  # in the first one, plans are drawn
-        for way, seconds in measured.items():
-            work(way)
-            for _ in range(CALLS):
-                start = time.perf_counter()
-                work(way)
-                if turn:
-                    seconds.append(time.perf_counter() - start)
-    return {way: quantiles(seconds)[0] for way, seconds in measured.items()}
 
 
 def run(layers: int, seed: int, workers: int, flops: tuple[float, float] = FLOPS) -> Case:

@@ -111,6 +111,7 @@ def test_a_depthwise_tile_has_the_planes_of_several_images():
     images, *_ = plan.tile_shape
     assert images > 1
     assert plan.tasks % 2 == 0  # as many for each of two workers
+    assert plan.arrangement.numbers("y", 24, images, (21, 20), (19, 18)) == images * 24 * 19 * 18
 
 
 @settings(max_examples=40)

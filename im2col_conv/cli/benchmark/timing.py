@@ -17,7 +17,7 @@ from im2col_conv.cli.benchmark.contestants import Contestant
 from im2col_conv.cli.benchmark.data import Data, Runs, random_data
 from im2col_conv.cli.benchmark.layers import Layer
 
-__all__ = ["DIRECTIONS", "Seconds", "Timing", "threads_for_all", "time_layer"]
+__all__ = ["DIRECTIONS", "Seconds", "Timing", "threads_for_all", "time_layer", "turn_about"]
 
 DIRECTIONS = ("forward", "backward")
 
@@ -77,7 +77,7 @@ def time_layer(
     timings = []
     for direction in directions:
         works = _checked_works(layer, data, runs, direction)
-        timings.append(Timing(layer.name, direction, _turn_about(works, repeats)))
+        timings.append(Timing(layer.name, direction, turn_about(works, repeats)))
     return timings
 
 
@@ -92,7 +92,7 @@ def _checked_works(
     return {each.name: getattr(runs[each], direction) for each in able}
 
 
-def _turn_about(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
+def turn_about(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
     """Return the seconds of each, over turns in which each runs once."""
     once = {name: _seconds(work, 1) for name, work in works.items()}
     calls = {name: math.ceil(_LEAST_SECONDS / seconds) for name, seconds in once.items()}
