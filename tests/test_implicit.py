@@ -477,11 +477,11 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "taken"),
     [
-        # 2.07 and 1.87 MFLOP; 1.03 and 0.92, where columns of dx would be scattered
+        # 2.07 and 1.87 MFLOP; 1.04 and 0.93, where columns of dx would be scattered
         ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1}, PASSES),
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, set()),
         ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1, "stride": (1, 2)}, {"input_grad"}),
-        ((1, 8, 40, 32), (9, 8, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
+        ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
         # lines of two outputs and of one
         ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
         ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),
