@@ -104,14 +104,19 @@ def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers
     assert workers_for(plan, 2, 64 * MIB) == workers
 
 
-def test_a_depthwise_tile_has_the_planes_of_several_images():
-    x_shape, w_shape = (37, 24, 21, 20), (24, 1, 3, 3)
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=24)
+@pytest.mark.parametrize(
+    ("size", "C", "images"),
+    [((21, 22), 40, range(2, 37)), ((21, 21), 80, [37])],  # lines of 20 outputs, and of 19
+)
+def test_a_depthwise_tile_has_the_planes_of_several_images(size, C, images):
+    geometry = ic.ConvGeometry.from_shapes((37, C, *size), (C, 1, 3, 3), groups=C)
     plan = plan_tap_by_tap(geometry, "channels_first", np.dtype(np.float32), 64 * MIB)
-    images, *_ = plan.tile_shape
-    assert images > 1
+    together, _, *outs = plan.tile_shape
+    assert together in images
+    assert tuple(outs) == geometry.out
     assert plan.tasks % 2 == 0  # as many for each of two workers
-    assert plan.arrangement.numbers("y", 24, images, (21, 20), (19, 18)) == images * 24 * 19 * 18
+    numbers = plan.arrangement.numbers("y", C, together, size, geometry.out)
+    assert numbers == together * C * geometry.positions
 
 
 @settings(max_examples=40)

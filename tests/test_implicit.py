@@ -55,6 +55,14 @@ LAYERS = [
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
     ((2, 6, 8, 21), (6, 1, 3, 3), {"groups": 6, "stride": (1, 2), "padding": 3}, Bands),
+    (
+        (5, 3, 31, 11),
+        (3, 1, 4, 3),
+        {"groups": 3, "stride": (3, 2), "padding": ((1, 2), (4, 0))},
+        Bands,
+    ),
+    ((2, 5, 17, 26), (5, 1, 3, 4), {"groups": 5, "padding": ((2, 1), (0, 3))}, Bands),  # long lines
+    ((3, 4, 9, 50), (4, 1, 2, 5), {"groups": 4, "stride": (1, 2), "dilation": (2, 1)}, Bands),
     ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
@@ -421,7 +429,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
         ("Haswell", (4, 64, 30, 31), (65, 64, 3, 3), {}, False),
         ("Zen", (4, 65, 30, 31), (64, 65, 3, 3), {}, False),
-        ("Haswell", (4, 128, 30, 31), (128, 1, 3, 3), {"groups": 128}, True),
+        ("Haswell", (4, 128, 30, 36), (128, 1, 3, 3), {"groups": 128}, True),
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
@@ -486,9 +494,14 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
         ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),
         # depthwise
-        ((64, 90, 20, 7), (90, 1, 3, 3), {"groups": 90}, PASSES),
-        ((64, 90, 20, 6), (90, 1, 3, 3), {"groups": 90}, {"input_grad"}),
-        ((6, 90, 20, 7), (90, 1, 3, 3), {"groups": 90}, set()),
+        ((1, 24, 20, 42), (24, 1, 3, 3), {"groups": 24}, PASSES),
+        ((1, 23, 20, 42), (23, 1, 3, 3), {"groups": 23}, set()),
+        ((1, 800, 20, 7), (800, 1, 3, 3), {"groups": 800}, {"forward", "input_grad"}),
+        ((1, 800, 20, 6), (800, 1, 3, 3), {"groups": 800}, {"input_grad"}),
+        ((1, 90, 20, 36), (90, 1, 3, 3), {"groups": 90}, PASSES),
+        ((1, 90, 20, 35), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
+        ((5, 90, 20, 9), (90, 1, 3, 3), {"groups": 90}, PASSES),  # lines of five images
+        ((5, 90, 20, 8), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
         # pointwise: few channels, little work, few positions, groups
         ((8, 15, 60, 52), (40, 15, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 50, 60, 52), (1, 50, 1, 1), {}, PASSES),

@@ -20,7 +20,7 @@ from im2col_conv.engine.im2col.input_grad import gathers
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
-from im2col_conv.engine.implicit.bands import is_depthwise
+from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
@@ -55,7 +55,8 @@ NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost 
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
-LEAST_LINE_OF_PLANES = 5
+# Of depthwise layers: in all; outputs of a line; those times taps.
+LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
 SHALLOW = 64  # numbers that a result is the sum of
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
@@ -114,8 +115,7 @@ def _implicit_pays(
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
     if is_depthwise(geometry):
-        long = each == "input_grad" or geometry.out[-1] >= LEAST_LINE_OF_PLANES
-        return geometry.flops >= LEAST_FLOPS and long
+        return _bands_pay(each, geometry)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
     flops = geometry.flops // geometry.groups
@@ -136,6 +136,17 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     most = geometry.F if scatters else max(geometry.C, geometry.F)
     few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
+
+
+def _bands_pay(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether a depthwise layer has lines that are worth a product."""
+    line = geometry.out[-1] * (geometry.N if bands_for(geometry).interleaved else 1)
+    long = {
+        "forward": line >= LEAST_LINE_OF_PLANES,
+        "weight_grad": line * geometry.taps >= LEAST_SUM_OF_PLANES,
+        "input_grad": True,
+    }
+    return geometry.flops >= LEAST_FLOPS_OF_PLANES and long[each]
 
 
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:

@@ -9,8 +9,9 @@ of the axis before it stand in the diagonals of a band :math:`B_j`, and R rows o
 
 where dw is the sums of the diagonals of dB. The zeros beside the diagonals are multiplied as well,
 which is near three times the work for 3x3, and still far faster than anything without a GEMM. Where
-all strides are 1, dx is a forward pass of dout with w flipped. Zero times infinity would be NaN:
-where x or dout is not finite, each row and tap is a product of its own.
+lines are short, the images of a tile lie cell by cell, so that L counts the outputs of them all.
+Where all strides are 1, dx is a forward pass of dout with w flipped. Zero times infinity would be
+NaN: where x or dout is not finite, each row and tap is a product of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import SMALL_PRODUCT
-from im2col_conv.engine.implicit.moves import move
+from im2col_conv.engine.copies import copy_lines
+from im2col_conv.engine.implicit.lines import images_inner
+from im2col_conv.engine.implicit.moves import last_to, move, move_images
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, is_finite, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
@@ -35,14 +38,25 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Room
 
-__all__ = ["Bands", "is_depthwise"]
+__all__ = ["Bands", "bands_for", "is_depthwise"]
 
-ROWS = 6  # outputs of one band
+# Measured: docs/performance.md.
+SHORT_LINE = 20  # outputs, below which images lie cell by cell
+MOST_ROWS, MOST_ROWS_OF_FEW, FEW_ROWS = 8, 14, 28  # outputs of a band, by those of a plane
 
 
 def is_depthwise(geometry: ConvGeometry) -> bool:
     """Say whether each channel is made from one plane of its own."""
     return geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim > 1
+
+
+def bands_for(geometry: ConvGeometry) -> Bands:
+    """Return bands of nearly as many rows each."""
+    outs = geometry.out[-2]
+    few = outs <= FEW_ROWS and geometry.stride[-2] == 1
+    rows = -(-outs // -(-outs // (MOST_ROWS_OF_FEW if few else MOST_ROWS)))
+    interleaved = geometry.out[-1] < SHORT_LINE
+    return Bands(interleaved, rows, geometry.stride, geometry.dilation[-2])
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,10 @@ class Bands:
 
     Attributes
     ----------
+    interleaved : bool
+        Whether the images of a tile lie cell by cell.
+    rows : int
+        R, the outputs of one band.
     strides : tuple of int
         Of all axes. Cells that are the last one apart lie side by side.
     dilation : int
@@ -58,9 +76,11 @@ class Bands:
     """
 
     tile_bytes: ClassVar[int] = 2**22
-    flop_cost: ClassVar[int] = 8
+    cell_cost: ClassVar[int] = 30
     chunks_first: ClassVar[bool] = False
 
+    interleaved: bool
+    rows: int
     strides: Shape
     dilation: int
 
@@ -71,9 +91,11 @@ class Bands:
         return channels
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
-        if name in ("x", "dx"):
-            return math.prod(_order((c, n, *cells), self.strides[-1]))
-        return n * c * math.prod(outs)
+        if name not in ("x", "dx"):
+            return n * c * math.prod(outs)
+        numbers = math.prod(self._order((c, n, *cells), self.strides[-1]))
+        by_phase = self.interleaved and self.strides[-1] > 1
+        return numbers + by_phase * c * n * math.prod(cells)
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -87,27 +109,19 @@ class Bands:
         tile: Tile,
         dtype: np.dtype[Any],
     ) -> Array:
-        stride = self._stride(name)
-        planes = _planes(image, stride, dtype)
-        if planes is not None:
-            return planes
-        memory = scratch.array(name, _order(image.shape, stride), dtype)
-        if stride == 1:
-            move(blas, image, memory[0].swapaxes(0, 1))
-            return memory
-        for phase in range(len(memory)):
-            part = image[..., phase::stride].swapaxes(0, 1)
-            memory[phase, ..., : part.shape[-1]] = part
+        memory = self.room(scratch, name, image, tile, dtype)
+        if not np.may_share_memory(memory, image):
+            self._copy(blas, scratch, image, memory, self._stride(name), back=False)
         return memory
 
     def room(
         self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
-        stride = self._stride(name)
-        memory = _planes(image, stride, dtype)
-        if memory is None:
-            memory = scratch.array(name, _order(image.shape, stride), dtype)
-        return memory
+        stride, planes = self._stride(name), image.swapaxes(0, 1)
+        as_it_is = stride == 1 and (not self.interleaved or len(planes) == 1)
+        if as_it_is and image.dtype == dtype and planes.flags.c_contiguous:
+            return planes[None]
+        return scratch.array(name, self._order(image.shape, stride), dtype)
 
     def store(
         self,
@@ -121,45 +135,36 @@ class Bands:
     ) -> None:
         if b is not None:
             memory += b.reshape(-1, *[1] * (memory.ndim - 3))
-        stride = self._stride(name)
-        if _planes(image, stride, memory.dtype) is not None:
-            return
-        if stride == 1:
-            move(blas, memory[0].swapaxes(0, 1), image)
-            return
-        for phase in range(len(memory)):
-            part = image[..., phase::stride].swapaxes(0, 1)
-            part[...] = memory[phase, ..., : part.shape[-1]]
+        if not np.may_share_memory(memory, image):
+            self._copy(blas, scratch, image, memory, self._stride(name), back=True)
 
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands: (1, C, outer taps, taps of the last axis, rows, K)."""
-        return Whole(self._bands(w, dtype))
+        return Whole(self._bands(w, dtype, room))
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return the bands of w flipped, or transposed: BLAS need not be told to transpose them."""
         if self._gathers_dx:
-            return Whole(self._bands(np.flip(w, tuple(range(3, w.ndim))), dtype))
-        return Whole(np.ascontiguousarray(self._bands(w, dtype).swapaxes(-1, -2)))
+            return Whole(self._bands(np.flip(w, tuple(range(3, w.ndim))), dtype, room))
+        return Whole(self._bands(w, dtype, room, transposed=True))
 
     def weight_sums(self, shape: Shape) -> Shape:
-        _, channels, _, *outer, rows, last = shape
-        return (1, channels, math.prod(outer), last, ROWS, self._depth(rows))
+        _, channels, _, *outer, taps, last = shape
+        return (1, channels, math.prod(outer), last, self.rows, self.depth(taps))
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        rows, taps = self._diagonals(dw.shape[-2])
+        diagonals = self._diagonals(sums, dw.shape[-2])
         planes = dw.reshape(len(dw), -1, *dw.shape[-2:])
-        diagonals = sums.transpose(3, 4, 0, 1, 2)[rows, taps]
-        planes.transpose(2, 0, 1, 3)[...] = diagonals.sum(axis=1)
+        planes.swapaxes(-1, -2)[...] = diagonals.sum(axis=-2)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        depth = self._depth(tile.axes[-2].kernel)
         for bands in (True, False):
-            products = _forward(tile, depth, bands, b is None)
+            products = _forward(tile, self, bands, b is None)
             if b is not None:
                 y[...] = b.reshape(-1, *[1] * (y.ndim - 3))
             elif not products.overwrites:
@@ -174,88 +179,131 @@ class Bands:
             self.forward(blas, tile._replace(axes=axes), dout, W, dx, None)
             return
         dx[...] = 0
-        products = _input_grad(tile, self._depth(tile.axes[-2].kernel), is_finite(dout))
+        products = _input_grad(tile, self, is_finite(dout))
         blas.run(products, W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        blas.run(_weight_grad(tile, self._depth(tile.axes[-2].kernel)), dout, x, dw)
+        blas.run(_weight_grad(tile, self), dout, x, dw)
 
     @property
     def _gathers_dx(self) -> bool:
         """Whether dx is made as y is, of dout and w flipped: rows of dx are then set but once."""
         return set(self.strides) == {1}
 
-    def _bands(self, w: Array, dtype: np.dtype[Any]) -> Array:
-        bands = np.zeros(self.weight_sums(w.shape), dtype)
-        rows, taps = self._diagonals(w.shape[-2])
-        # (row, tap, 1, C, outer taps, last taps) from (C, outer taps, taps, last taps)
+    def _bands(
+        self, w: Array, dtype: np.dtype[Any], room: Room, *, transposed: bool = False
+    ) -> Array:
+        shape = self.weight_sums(w.shape)
+        order = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+        bands = room("weights", order, dtype)
+        bands[...] = 0
         planes = w.reshape(w.shape[1], -1, *w.shape[-2:])
-        bands.transpose(4, 5, 0, 1, 2, 3)[rows, taps] = planes.transpose(2, 0, 1, 3)[:, None, None]
+        columns = np.ascontiguousarray(planes.swapaxes(-1, -2), dtype)
+        diagonals = self._diagonals(bands[0], w.shape[-2], transposed=transposed)
+        copy_lines(np.broadcast_to(columns[..., None, :], diagonals.shape), diagonals)
         return bands
+
+    def _diagonals(self, bands: Array, taps: int, *, transposed: bool = False) -> Array:
+        """Return the view (..., rows, taps) of where in a band (..., rows, K) the taps stand."""
+        *others, row, column = bands.strides
+        if transposed:
+            row, column = column, row
+        steps = (row + self.strides[-2] * column, self.dilation * column)
+        shape = (*bands.shape[:-2], self.rows, taps)
+        return np.ndarray(shape, bands.dtype, bands, strides=(*others, *steps))
+
+    def _copy(
+        self,
+        blas: OpenBlas,
+        scratch: Scratch,
+        image: Array,
+        memory: Array,
+        stride: int,
+        *,
+        back: bool,
+    ) -> None:
+        """Copy the cells of ``image[c, n, *cells]`` to their memory, or back."""
+        views = [self._view(phase, image.shape) for phase in memory]
+        copy = move_images if self.interleaved else move
+        if stride == 1:
+            copy(blas, *((views[0], image) if back else (image, views[0])))
+            return
+        cells = image
+        if self.interleaved:
+            numbers = scratch.array("cells", (image.size,), memory.dtype)
+            cells = images_inner(numbers, image.shape, by_rows=False)
+        if self.interleaved and not back:
+            move_images(blas, image, cells)
+        for phase, view in enumerate(views):
+            part = cells[..., phase::stride]
+            line = view[..., : part.shape[-1]]
+            copy_lines(*((line, part) if back else (part, line)))
+        if self.interleaved and back:
+            move_images(blas, cells, image)
+
+    def _view(self, memory: Array, shape: Shape) -> Array:
+        """Return the view [c, n, *cells] of the memory of one phase."""
+        if not self.interleaved:
+            return memory.swapaxes(0, 1)
+        c, n, *outer, _ = shape
+        return last_to(1, memory.reshape(c, *outer, memory.shape[-1] // n, n))
+
+    def _order(self, shape: Shape, stride: int) -> Shape:
+        """Return the shape of an image's memory: (phase, n, c, *outer, row, line)."""
+        c, n, *outer, last = shape
+        together = n if self.interleaved else 1
+        phases = min(stride, max(last, 1))
+        return (phases, n // together, c, *outer, -(-last // stride) * together)
 
     def _stride(self, name: str) -> int:
         return self.strides[-1] if name in ("x", "dx") else 1
 
-    def _depth(self, kernel: int) -> int:
-        """Return K, the input rows that ROWS outputs see."""
-        return (ROWS - 1) * self.strides[-2] + (kernel - 1) * self.dilation + 1
-
-    def _diagonals(self, kernel: int) -> tuple[Array, Array]:
-        """Return where in a band each tap stands: (taps, rows) of row and column."""
-        rows = np.arange(ROWS)
-        columns = rows * self.strides[-2] + np.arange(kernel)[:, None] * self.dilation
-        return np.broadcast_to(rows, columns.shape), columns
-
-
-def _order(shape: Shape, stride: int) -> Shape:
-    """Return the shape of an image's memory: (phase, n, c, *outer, row, line)."""
-    c, n, *outer, last = shape
-    return (min(stride, max(last, 1)), n, c, *outer, -(-last // stride))
-
-
-def _planes(image: Array, stride: int, dtype: np.dtype[Any]) -> Array | None:
-    """Return ``image[c, n, *cells]`` as memory, if it lies as such."""
-    planes = image.swapaxes(0, 1)
-    fits = stride == 1 and image.dtype == dtype and planes.flags.c_contiguous
-    return planes[None] if fits else None
+    def depth(self, kernel: int) -> int:
+        """Return K, the input rows that the outputs of a band see."""
+        return (self.rows - 1) * self.strides[-2] + (kernel - 1) * self.dilation + 1
 
 
 class _Rows:
     """Rows of outputs and of cells as operands, to be broadcast as (planes, outer, lines, rows).
 
-    With ``bands``, ROWS outputs and all rows of cells that they see are one product; else one row
+    With ``bands``, R outputs and all rows of cells that they see are one product; else one row
     and one tap are.
     """
 
-    def __init__(self, tile: Tile, depth: int, *, bands: bool) -> None:
+    def __init__(self, tile: Tile, lie: Bands, *, bands: bool) -> None:
         *outer, middle, last = tile.axes
         single = Axis(1, 1, 0, 1, 1, 1)
-        planes = np.arange(tile.images * tile.C).reshape(-1, 1, 1, 1)
+        together = tile.images if lie.interleaved else 1
+        count = tile.images // together * tile.C
+        planes = np.arange(count).reshape(-1, 1, 1, 1)
         pairs = pairs_of((*outer, single), 1)
-        rows = _bands(middle) if bands else _single_rows(middle)
+        rows = _bands(middle, lie.rows) if bands else _single_rows(middle)
+        depth = lie.depth(middle.kernel)
+        longest = max(SMALL_PRODUCT // (lie.rows * depth * together), 1)
         # A tap that meets all of the last axis comes first, if there is one.
-        lines = sorted(last.lines(SMALL_PRODUCT), key=lambda line: line[3] < last.outs)
+        lines = sorted(last.lines(longest), key=lambda line: line[3] < last.outs)
         first = bool(lines) and lines[0][3] == last.outs and bands and _covers(outer, middle, rows)
         self.leads = (np.arange(len(lines)) == (0 if first else -1))[:, None]
         out, cell, outer_tap = (n.reshape(1, -1, 1, 1) for n in (pairs.out, pairs.cell, pairs.tap))
         first_out, first_row, column, self.rows, self.depth = _columns(rows, 5, (1, 1, 1, -1))
-        at, last_cell, tap, self.length = _columns(lines, 4, (1, 1, -1, 1))
+        at, last_cell, tap, length = _columns(lines, 4, (1, 1, -1, 1))
+        self.length = length * together
 
         channel = planes % tile.C
         outer_taps = math.prod(axis.kernel for axis in outer)
         band = (channel * outer_taps + outer_tap) * last.kernel + tap
-        self.band = Operand(band * ROWS * depth + column, depth)
-        self.band_transposed = Operand(band * ROWS * depth + column * ROWS, ROWS)
+        self.band = Operand(band * lie.rows * depth + column, depth)
+        self.band_transposed = Operand(band * lie.rows * depth + column * lie.rows, lie.rows)
 
         outer_outs = math.prod(axis.outs for axis in outer)
-        out = ((planes * outer_outs + out) * middle.outs + first_out) * last.outs + at
-        self.y = Operand(out, last.outs)
+        row = (planes * outer_outs + out) * middle.outs + first_out
+        self.y = Operand((row * last.outs + at) * together, last.outs * together)
 
         outer_cells = math.prod(axis.cells for axis in outer)
         line = -(-last.cells // last.stride)
-        phase = last_cell % last.stride * tile.images * tile.C
+        phase = last_cell % last.stride * count
         row = ((phase + planes) * outer_cells + cell) * middle.cells + first_row
-        self.x = Operand(row * line + last_cell // last.stride, line)
+        self.x = Operand((row * line + last_cell // last.stride) * together, line * together)
 
 
 def _covers(outer: Sequence[Axis], middle: Axis, rows: Sequence[tuple[int, ...]]) -> bool:
@@ -264,11 +312,11 @@ def _covers(outer: Sequence[Axis], middle: Axis, rows: Sequence[tuple[int, ...]]
     return single and sum(outs for *_, outs, _ in rows) == middle.outs
 
 
-def _bands(axis: Axis) -> list[tuple[int, ...]]:
+def _bands(axis: Axis, most: int) -> list[tuple[int, ...]]:
     """Return (first output, first row of cells, its column, outputs, rows) of each band."""
     found: list[tuple[int, ...]] = []
-    for first in range(0, axis.outs, ROWS):
-        outs = min(ROWS, axis.outs - first)
+    for first in range(0, axis.outs, most):
+        outs = min(most, axis.outs - first)
         row = first * axis.stride + axis.lead
         end = row + (outs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1
         inside = max(row, 0), min(end, axis.cells)
@@ -287,22 +335,22 @@ def _columns(table: Sequence[tuple[int, ...]], width: int, shape: Shape) -> list
 
 
 @lru_cache(maxsize=KEPT)
-def _forward(tile: Tile, depth: int, bands: bool, fresh: bool) -> Products:
-    rows = _Rows(tile, depth, bands=bands)
+def _forward(tile: Tile, lie: Bands, bands: bool, fresh: bool) -> Products:
+    rows = _Rows(tile, lie, bands=bands)
     # y rows (R, L) += B (R, K) @ x rows (K, L)
     B, x, y = rows.band, rows.x, rows.y
     return Products(rows.rows, rows.length, rows.depth, B, x, y, fresh=rows.leads & fresh)
 
 
 @lru_cache(maxsize=KEPT)
-def _input_grad(tile: Tile, depth: int, bands: bool) -> Products:
-    rows = _Rows(tile, depth, bands=bands)
+def _input_grad(tile: Tile, lie: Bands, bands: bool) -> Products:
+    rows = _Rows(tile, lie, bands=bands)
     # dx rows (K, L) += B.T (K, R) @ dout rows (R, L)
     return Products(rows.depth, rows.length, rows.rows, rows.band_transposed, rows.y, rows.x)
 
 
 @lru_cache(maxsize=KEPT)
-def _weight_grad(tile: Tile, depth: int) -> Products:
-    rows = _Rows(tile, depth, bands=True)
+def _weight_grad(tile: Tile, lie: Bands) -> Products:
+    rows = _Rows(tile, lie, bands=True)
     # dB (R, K) += dout rows (R, L) @ x rows.T (L, K)
     return Products(rows.rows, rows.depth, rows.length, rows.y, rows.x, rows.band, transposed="b")

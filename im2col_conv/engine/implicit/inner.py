@@ -70,7 +70,7 @@ class ChannelsInner:
     """
 
     tile_bytes: ClassVar[int] = 5 * 2**18
-    flop_cost: ClassVar[int] = 1
+    cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = True
 
     interleaved: bool

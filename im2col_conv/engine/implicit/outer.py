@@ -54,7 +54,7 @@ class ChannelsOuter:
     """The arrangement for layers with few channels whose lines lie side by side."""
 
     tile_bytes: ClassVar[int] = 2**22
-    flop_cost: ClassVar[int] = 1
+    cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
 
     interleaved: bool

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.bands import Bands, is_depthwise
+from im2col_conv.engine.implicit.bands import Bands, bands_for, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
@@ -136,7 +136,7 @@ def loaded(
 def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees, and where they lie."""
     if is_depthwise(geometry):
-        return Bands(geometry.stride, geometry.dilation[-2])
+        return bands_for(geometry)
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
     long = geometry.out[-1] >= LONG_LINE
@@ -181,7 +181,7 @@ def tiles_of(
     channels = C if made == "dx" else F
     if isinstance(arrangement, Bands):
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
-        return _planes_of(geometry, axes, channels, units * channels, shares)
+        return _planes_of(geometry, arrangement, axes, channels, units * channels, shares)
     one = arrangement.chunk(channels)
     chunks = -(-channels // one)
     total, split = geometry.N * math.prod(axes), groups
@@ -236,14 +236,22 @@ def tile_numbers(
 
 
 def _planes_of(
-    geometry: ConvGeometry, axes: Shape, channels: int, units: int, shares: int
+    geometry: ConvGeometry, lie: Bands, axes: Shape, channels: int, units: int, shares: int
 ) -> Tiling:
-    """Return tiles of the planes of some images, of some planes of one, or of part of a plane."""
+    """Return tiles of the planes of some images, of some planes of one, or of part of a plane.
+
+    Images that lie cell by cell are in one tile, as far as they can be, and it is planes of theirs
+    that are dealt out.
+    """
     share = -(-channels * math.prod(axes) * geometry.N // shares)
     cells = max(1, min(units, max(share, LEAST_SHARE)))
-    planes = cut_evenly((geometry.N, channels, *axes), cells, min(shares, EVEN))
-    (N, _, *extent), (images, many, *step) = planes.extent, planes.step
-    return Tiling((1, N, *extent, channels), (1, images, *step, many))
+    lead = (channels, geometry.N) if lie.interleaved else (geometry.N, channels)
+    planes = cut_evenly((*lead, *axes), cells, min(shares, EVEN))
+    N, many = planes.extent[:2], planes.step[:2]
+    if lie.interleaved:
+        N, many = N[::-1], many[::-1]
+    extent, step = planes.extent[2:], planes.step[2:]
+    return Tiling((1, N[0], *extent, N[1]), (1, many[0], *step, many[1]))
 
 
 def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dtype[Any]) -> int:
@@ -284,7 +292,8 @@ def shares_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
 
 def work_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
     """Return the operations that large products would do in the time of a pass."""
-    return geometry.flops * arrangement.flop_cost
+    numbers = math.prod(geometry.x_shape) + math.prod(geometry.y_shape)
+    return geometry.flops + numbers * arrangement.cell_cost
 
 
 def channels_of(part: slice, chunk: int, channels: int) -> slice:

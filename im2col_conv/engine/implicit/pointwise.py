@@ -60,7 +60,7 @@ class Pointwise:
     """
 
     tile_bytes: ClassVar[int] = 2**22
-    flop_cost: ClassVar[int] = 1
+    cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
 
     by_rows: bool

@@ -81,7 +81,7 @@ class Spread:
     """
 
     tile_bytes: ClassVar[int] = 2**22
-    flop_cost: ClassVar[int] = 1
+    cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
 
     interleaved: bool

@@ -112,15 +112,15 @@ class Arrangement(Protocol):
     ----------
     tile_bytes : int
         What the memory of a tile should take, as measured.
-    flop_cost : int
-        Times that an operation takes as long as in a large product.
+    cell_cost : int
+        Operations that a large product does while a cell or an output is read or written.
     chunks_first : bool
         Whether work is better shared by channels than by positions.
     """
 
     tile_bytes: ClassVar[int]
     chunks_first: ClassVar[bool]
-    flop_cost: ClassVar[int]
+    cell_cost: ClassVar[int]
 
     def chunk(self, channels: int) -> int:
         """Return how many channels of a result are the least that one task makes."""
