@@ -53,7 +53,8 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
-LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
+LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of one group; where columns would be scattered
+LEAST_FLOPS_OF_GROUP = 6 * 10**6  # of each of several groups, which are tasks of their own
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
@@ -118,15 +119,16 @@ def _implicit_pays(
         return _bands_pay(each, geometry)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
-    flops = geometry.flops // geometry.groups
+    if geometry.groups > 1 and geometry.flops < LEAST_FLOPS_OF_GROUP * geometry.groups:
+        return False
     if each == "input_grad":
         if not gathers(geometry):
-            return flops >= LEAST_SCATTERED
-        return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
+            return geometry.flops >= LEAST_SCATTERED
+        return geometry.flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
     last = layout == "channels_last"
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
-    enough = flops >= LEAST_FLOPS and line >= least
+    enough = geometry.flops >= LEAST_FLOPS and line >= least
     return enough and not _gather_pays(each, geometry, dtype, last=last)
 
 
