@@ -23,7 +23,7 @@ from im2col_conv.engine import workers as engine_workers
 from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArithmetic
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import gathering
-from im2col_conv.engine.im2col.columns import pays_by_image
+from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
 from im2col_conv.engine.plan import workers_for
@@ -59,7 +59,8 @@ LAYERS = {
     "one channel": ((1, 1, 400, 211), (40, 1, 5, 3), {"dilation": (2, 1)}),
     "pointwise": ((8, 130, 30, 21), (70, 130, 1, 1), {}),
     "one axis": ((4, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
-    "three axes": ((4, 8, 11, 20, 17), (24, 8, 3, 2, 3), {"padding": "same"}),
+    "three axes": ((4, 21, 11, 20, 17), (24, 21, 3, 2, 3), {"padding": "same"}),
+    "windows apart": ((13, 5, 133, 123), (40, 5, 3, 4), {"stride": (3, 5)}),
     "shallow windows": ((190, 2, 27, 25), (18, 2, 3, 4), {"stride": (1, 2), "padding": (1, 0)}),
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
@@ -102,6 +103,13 @@ def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers
     types = [np.dtype(np.float32)] * (2 if plan_forward is plan_columns else 1)
     plan = plan_forward(geometry, "channels_first", *types, 64 * MIB)
     assert workers_for(plan, 2, 64 * MIB) == workers
+
+
+@pytest.mark.parametrize(("C", "rows"), [(19, False), (20, True)])
+def test_windows_lie_as_rows_where_enough_channels_are_contiguous(C, rows):
+    geometry = ic.ConvGeometry.from_shapes((2, 3 * C, 9, 7), (6, C, 3, 2), groups=3)
+    assert columns_for(geometry, "channels_last").rows is rows
+    assert columns_for(geometry, "channels_first").rows is False
 
 
 @pytest.mark.parametrize(
@@ -354,7 +362,7 @@ def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
         ((2, 3, 9, 27), (4, 3, 2, 3), {"stride": (1, 2), "padding": ((0, 1), (1, 0))}),
         ((2, 3, 9, 41), (4, 3, 3, 4), {"stride": (1, 3), "dilation": (1, 2), "padding": (0, 1)}),
         ((1, 2, 18, 55), (3, 2, 4, 5), {"stride": (1, 4), "dilation": (2, 2), "padding": (0, 3)}),
-        ((1, 2, 7, 60), (3, 2, 5, 4), {"stride": (1, 4), "dilation": (1, 6), "padding": (2, 9)}),
+        ((1, 2, 7, 60), (3, 2, 5, 5), {"stride": (1, 4), "dilation": (1, 6), "padding": (2, 9)}),
         ((2, 2, 5, 4, 30), (3, 2, 2, 2, 3), {"stride": (1, 1, 2), "padding": (0, 1, 4)}),
         ((2, 9, 4, 30), (8, 9, 2, 3), {"stride": (1, 2), "padding": 1}),
     ],
@@ -368,6 +376,15 @@ def test_windows_a_stride_apart_are_gathered_by_phases(x_shape, w_shape, keyword
     assert phases == geometry.stride[-1]
     assert gathering._band(geometry, whole, phases).dense
     assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
+
+
+@layouts
+def test_windows_that_do_not_overlap_are_copied_from_where_they_lie(layout, monkeypatch):
+    monkeypatch.setattr(gathering, "gather", None)  # not tap by tap, sparse as they are
+    x_shape, w_shape, keywords = (2, 3, 45, 80), (4, 3, 3, 4), {"stride": (3, 6)}
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    assert gathering._phases(geometry) == 1
+    assert_equal_to_the_reference(x_shape, w_shape, keywords, np.float32, layout)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])

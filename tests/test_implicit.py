@@ -531,6 +531,10 @@ def test_auto_gathers_dw_of_short_lines_that_lie_as_rows(line):
     ("x_shape", "w_shape", "stride", "gathered", "gathered_last"),
     [
         ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), {"forward", "weight_grad"}, {"weight_grad"}),
+        # windows apart, of eight and of seven channels
+        ((4, 8, 60, 90), (40, 8, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
+        ((4, 7, 60, 90), (40, 7, 3, 4), (3, 5), *2 * [{"forward", "weight_grad"}]),
+        ((4, 7, 60, 90), (40, 7, 4, 4), (3, 5), set(), set()),  # they overlap on one axis
         ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), {"weight_grad"}, {"weight_grad"}),  # 4.5 MiB
         ((2, 256, 28, 30), (512, 256, 3, 3), 1, set(), set()),
         ((2, 64, 28, 30), (128, 64, 3, 3), 2, set(), set()),

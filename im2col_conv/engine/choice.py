@@ -59,6 +59,7 @@ LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
 SHALLOW = 64  # numbers that a result is the sum of
+FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
 
@@ -165,9 +166,11 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     shallow = several and _window(geometry, geometry.C) <= SHALLOW
     strided = max(geometry.stride) > 1
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
-    few = strided and geometry.taps == 1 and (again or not last)  # cells that are met, of all
+    apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
+    few = geometry.C // geometry.groups < FEW_CHANNELS
+    once = apart and (not last or few or (again and geometry.taps == 1))  # each cell is copied
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
-    return shallow or few or (again and large)
+    return shallow or once or (again and large)
 
 
 def _window(geometry: ConvGeometry, channels: int) -> int:

@@ -38,7 +38,7 @@ def gather_tile(
 
     A kernel of one tap may find the matrix in ``x`` as it lies. Else all windows are copied at once
     from the *band* of cells that the tile sees, itself a copy where padding, phases or another type
-    are wanted; or, where windows are so sparse that the band would be large, tap by tap.
+    are wanted; or, where windows are so sparse that the copy would be large, tap by tap.
     """
     geometry = columns.geometry
     if geometry.taps == 1 and x.dtype == dtype:
@@ -48,7 +48,7 @@ def gather_tile(
     band = _band(geometry, ends(box), 1 if columns.rows else _phases(geometry))
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
-    if band.dense:
+    if band.dense or _lies(x, dtype, band):
         cells = _cells(columns, scratch, x, dtype, band)
         for taps, windows in _windows(cells, band):
             copy_lines(windows, cols[:, :, *taps])
@@ -65,7 +65,7 @@ def _phases(geometry: ConvGeometry) -> int:
     copied line by line. Short lines, or few taps, do not pay for storing them so.
     """
     stride = geometry.stride[-1]
-    return stride if geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] >= stride else 1
+    return stride if geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] > stride else 1
 
 
 def column_bytes(window: int, dtype: np.dtype[Any]) -> int:
@@ -160,12 +160,17 @@ def _turns(geometry: ConvGeometry, phases: int) -> Iterator[_Turn]:
         )
 
 
+def _lies(x: Array, dtype: np.dtype[Any], band: _Band) -> bool:
+    """Say whether the band is a part of ``x`` as it is."""
+    return not band.padded and x.dtype == dtype and band.phases == 1
+
+
 def _cells(
     columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: _Band
 ) -> Array:
     """Return ``x[g, c, n, *band]`` by [phase, ...] in ``dtype``, zero where that is padding."""
     inside: Array = x[last(band.inside)]
-    if not band.padded and x.dtype == dtype and band.phases == 1:
+    if _lies(x, dtype, band):
         return inside[None]
     *outer, line = band.shape
     G, phases = len(x), band.phases
