@@ -117,7 +117,7 @@ def _implicit_pays(
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
     if is_depthwise(geometry):
-        return _bands_pay(each, geometry)
+        return _bands_pay(each, geometry, layout)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
     if geometry.groups > 1 and geometry.flops < LEAST_FLOPS_OF_GROUP * geometry.groups:
@@ -141,9 +141,10 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
 
 
-def _bands_pay(each: Pass, geometry: ConvGeometry) -> bool:
+def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether a depthwise layer has lines that are worth a product."""
-    line = geometry.out[-1] * (geometry.N if bands_for(geometry).interleaved else 1)
+    bands = bands_for(geometry, layout, for_dw=each == "weight_grad")
+    line = geometry.out[-1] * (geometry.N if bands.interleaved else 1)
     long = {
         "forward": line >= LEAST_LINE_OF_PLANES,
         "weight_grad": line * geometry.taps >= LEAST_SUM_OF_PLANES,

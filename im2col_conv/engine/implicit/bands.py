@@ -17,7 +17,7 @@ NaN: where x or dout is not finite, each row and tap is a product of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -41,7 +41,7 @@ from im2col_conv.prepared import Room
 __all__ = ["Bands", "bands_for", "is_depthwise"]
 
 # Measured: docs/performance.md.
-SHORT_LINE = 20  # outputs, below which images lie cell by cell
+SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
 MOST_ROWS, MOST_ROWS_OF_FEW, FEW_ROWS = 8, 14, 28  # outputs of a band, by those of a plane
 
 
@@ -50,13 +50,18 @@ def is_depthwise(geometry: ConvGeometry) -> bool:
     return geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim > 1
 
 
-def bands_for(geometry: ConvGeometry) -> Bands:
+def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
     """Return bands of nearly as many rows each."""
     outs = geometry.out[-2]
     few = outs <= FEW_ROWS and geometry.stride[-2] == 1
     rows = -(-outs // -(-outs // (MOST_ROWS_OF_FEW if few else MOST_ROWS)))
-    interleaved = geometry.out[-1] < SHORT_LINE
-    return Bands(interleaved, rows, geometry.stride, geometry.dilation[-2])
+    return Bands(
+        interleaved=geometry.out[-1] < (SHORT_LINE_READ if for_dw else SHORT_LINE),
+        turned=layout == "channels_last",
+        rows=rows,
+        strides=geometry.stride,
+        dilation=geometry.dilation[-2],
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Bands:
     ----------
     interleaved : bool
         Whether the images of a tile lie cell by cell.
+    turned : bool
+        Whether channels come last in an image, so that its planes are turned first.
     rows : int
         R, the outputs of one band.
     strides : tuple of int
@@ -80,6 +87,7 @@ class Bands:
     chunks_first: ClassVar[bool] = False
 
     interleaved: bool
+    turned: bool
     rows: int
     strides: Shape
     dilation: int
@@ -91,11 +99,11 @@ class Bands:
         return channels
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
-        if name not in ("x", "dx"):
-            return n * c * math.prod(outs)
-        numbers = math.prod(self._order((c, n, *cells), self.strides[-1]))
-        by_phase = self.interleaved and self.strides[-1] > 1
-        return numbers + by_phase * c * n * math.prod(cells)
+        stride = self._stride(name)
+        positions = cells if name in ("x", "dx") else outs
+        own = math.prod(self._order((c, n, *positions), stride))
+        between = self.interleaved and (self.turned or stride > 1)
+        return own + between * c * n * math.prod(positions)
 
     def packing(self, shape: Shape) -> int:
         return 0
@@ -111,7 +119,7 @@ class Bands:
     ) -> Array:
         memory = self.room(scratch, name, image, tile, dtype)
         if not np.may_share_memory(memory, image):
-            self._copy(blas, scratch, image, memory, self._stride(name), back=False)
+            self._copy(blas, scratch, name, image, memory, back=False)
         return memory
 
     def room(
@@ -136,7 +144,7 @@ class Bands:
         if b is not None:
             memory += b.reshape(-1, *[1] * (memory.ndim - 3))
         if not np.may_share_memory(memory, image):
-            self._copy(blas, scratch, image, memory, self._stride(name), back=True)
+            self._copy(blas, scratch, name, image, memory, back=True)
 
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
@@ -216,30 +224,43 @@ class Bands:
         self,
         blas: OpenBlas,
         scratch: Scratch,
+        name: str,
         image: Array,
         memory: Array,
-        stride: int,
         *,
         back: bool,
     ) -> None:
         """Copy the cells of ``image[c, n, *cells]`` to their memory, or back."""
-        views = [self._view(phase, image.shape) for phase in memory]
-        copy = move_images if self.interleaved else move
-        if stride == 1:
-            copy(blas, *((views[0], image) if back else (image, views[0])))
-            return
-        cells = image
-        if self.interleaved:
-            numbers = scratch.array("cells", (image.size,), memory.dtype)
+        steps = list(self._steps(scratch, image, memory, self._stride(name)))
+        for copy, near, far in reversed(steps) if back else steps:
+            copy(blas, *((far, near) if back else (near, far)))
+
+    def _steps(
+        self, scratch: Scratch, image: Array, memory: Array, stride: int
+    ) -> Iterator[tuple[Callable[[OpenBlas, Array, Array], None], Array, Array]]:
+        """Yield what copies from one array [c, n, *cells] to the next, from an image to its memory.
+
+        Both ways between rows of channels and images that lie cell by cell lead over planes: each
+        of two steps is a transposed copy of large matrices.
+        """
+        by_phase = stride > 1 and self.interleaved and not self.turned
+        if by_phase:
+            numbers = scratch.array("between", (image.size,), memory.dtype)
             cells = images_inner(numbers, image.shape, by_rows=False)
-        if self.interleaved and not back:
-            move_images(blas, image, cells)
-        for phase, view in enumerate(views):
-            part = cells[..., phase::stride]
-            line = view[..., : part.shape[-1]]
-            copy_lines(*((line, part) if back else (part, line)))
-        if self.interleaved and back:
-            move_images(blas, cells, image)
+            yield move_images, image, cells
+            image = cells
+        for phase, numbers in enumerate(memory):
+            part = image[..., phase::stride]
+            view = self._view(numbers, image.shape)[..., : part.shape[-1]]
+            if by_phase:
+                yield _copy_lines, part, view
+            elif self.interleaved and self.turned:
+                c, n, *positions = part.shape
+                planes = scratch.array("between", (n, c, *positions), memory.dtype).swapaxes(0, 1)
+                yield move, part, planes
+                yield move_images, planes, view
+            else:
+                yield move_images if self.interleaved else move, part, view
 
     def _view(self, memory: Array, shape: Shape) -> Array:
         """Return the view [c, n, *cells] of the memory of one phase."""
@@ -261,6 +282,10 @@ class Bands:
     def depth(self, kernel: int) -> int:
         """Return K, the input rows that the outputs of a band see."""
         return (self.rows - 1) * self.strides[-2] + (kernel - 1) * self.dilation + 1
+
+
+def _copy_lines(blas: OpenBlas, source: Array, target: Array) -> None:
+    copy_lines(source, target)
 
 
 class _Rows:

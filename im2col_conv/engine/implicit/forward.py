@@ -38,7 +38,7 @@ def plan_forward(
     geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
 ) -> ImplicitPlan:
     """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
-    arrangement = arrangement_for(geometry, layout)
+    arrangement = arrangement_for(geometry, layout, "y")
     shared = weight_bytes(geometry, arrangement, dtype)
     _, _, F = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)

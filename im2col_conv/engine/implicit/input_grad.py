@@ -42,7 +42,7 @@ def plan_input_grad(
     geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
 ) -> ImplicitPlan:
     """Draw the tiles of a pass to the input, over (groups, N, *size, chunks of C)."""
-    arrangement = arrangement_for(geometry, layout)
+    arrangement = arrangement_for(geometry, layout, "dx")
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, _ = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)

@@ -133,10 +133,10 @@ def loaded(
     return memory
 
 
-def arrangement_for(geometry: ConvGeometry, layout: str) -> Arrangement:
+def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
     """Return how a tile lies: by the channels that an output sees, and where they lie."""
     if is_depthwise(geometry):
-        return bands_for(geometry)
+        return bands_for(geometry, layout, for_dw=made == "dout.T")
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
     long = geometry.out[-1] >= LONG_LINE

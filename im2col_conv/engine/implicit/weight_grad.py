@@ -63,7 +63,7 @@ def plan_weight_grad(
     geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
-    arrangement = arrangement_for(geometry, layout)
+    arrangement = arrangement_for(geometry, layout, "dout.T")
     shares = shares_of(geometry, arrangement)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, _, F = channels_in_groups(geometry, arrangement)
