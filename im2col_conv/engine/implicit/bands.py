@@ -42,7 +42,7 @@ __all__ = ["Bands", "bands_for", "is_depthwise"]
 
 # Measured: docs/performance.md.
 SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
-MOST_ROWS, MOST_ROWS_OF_FEW, FEW_ROWS = 8, 14, 28  # outputs of a band, by those of a plane
+MOST_ROWS, MOST_NEAR = 8, 12  # outputs of a band; of one whose outputs see half of its cells
 
 
 def is_depthwise(geometry: ConvGeometry) -> bool:
@@ -53,8 +53,8 @@ def is_depthwise(geometry: ConvGeometry) -> bool:
 def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
     """Return bands of nearly as many rows each."""
     outs = geometry.out[-2]
-    few = outs <= FEW_ROWS and geometry.stride[-2] == 1
-    rows = -(-outs // -(-outs // (MOST_ROWS_OF_FEW if few else MOST_ROWS)))
+    near = geometry.stride[-2] == 1 and 2 * geometry.reach[-2] >= outs and not for_dw
+    rows = outs if near and outs <= MOST_NEAR else -(-outs // -(-outs // MOST_ROWS))
     return Bands(
         interleaved=geometry.out[-1] < (SHORT_LINE_READ if for_dw else SHORT_LINE),
         turned=layout == "channels_last",
