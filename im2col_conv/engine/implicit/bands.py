@@ -42,7 +42,8 @@ __all__ = ["Bands", "bands_for", "is_depthwise"]
 
 # Measured: docs/performance.md.
 SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
-MOST_ROWS, MOST_NEAR = 8, 12  # outputs of a band; of one whose outputs see half of its cells
+# Outputs of a band; where a line has all images; where they see half of the plane or more.
+MOST_ROWS, MOST_ROWS_INTERLEAVED, MOST_ROWS_NEAR = 6, 8, 12
 
 
 def is_depthwise(geometry: ConvGeometry) -> bool:
@@ -52,13 +53,14 @@ def is_depthwise(geometry: ConvGeometry) -> bool:
 
 def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
     """Return bands of nearly as many rows each."""
-    outs = geometry.out[-2]
-    near = geometry.stride[-2] == 1 and 2 * geometry.reach[-2] >= outs and not for_dw
-    rows = outs if near and outs <= MOST_NEAR else -(-outs // -(-outs // MOST_ROWS))
+    interleaved = geometry.out[-1] < (SHORT_LINE_READ if for_dw else SHORT_LINE)
+    most, outs = MOST_ROWS_INTERLEAVED if interleaved else MOST_ROWS, geometry.out[-2]
+    if not for_dw and geometry.stride[-2] == 1 and 2 * geometry.reach[-2] >= outs:
+        most = max(most, MOST_ROWS_NEAR)
     return Bands(
-        interleaved=geometry.out[-1] < (SHORT_LINE_READ if for_dw else SHORT_LINE),
+        interleaved=interleaved,
         turned=layout == "channels_last",
-        rows=rows,
+        rows=-(-outs // -(-outs // most)),
         strides=geometry.stride,
         dilation=geometry.dilation[-2],
     )
