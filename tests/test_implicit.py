@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import im2col_conv as ic
 from im2col_conv.engine import choice, workers
 from im2col_conv.engine.choice import WIDE_KERNELS
-from im2col_conv.engine.implicit.bands import Bands
+from im2col_conv.engine.implicit import forward as implicit_forward
+from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import arrangement_for
@@ -411,6 +412,36 @@ def test_a_block_that_failed_is_made_again():
     with pytest.raises(MemoryError):
         weights.part(private_blas(), Scratch(), 0, slice(0, 1))
     assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
+
+
+def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():
+    geometry = ic.ConvGeometry.from_shapes((2, 90, 9, 40, 41), (70, 90, 5, 1, 1))
+    plan = implicit_forward.plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)
+    _, depth, height, line = plan.tiling.step[1:-1]
+    assert depth == geometry.out[0]
+    assert height < geometry.out[1]
+    assert line == geometry.out[2]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "for_dw", "interleaved", "rows"),
+    [
+        ((31, 32), 3, 1, False, False, 6),  # 29 rows, lines of 30
+        ((31, 32), 3, 1, True, False, 6),
+        ((31, 31), 3, 1, True, True, 8),  # lines of 29
+        ((31, 22), 3, 1, False, False, 6),
+        ((31, 21), 3, 1, False, True, 8),
+        ((18, 9), 7, 1, False, True, 12),  # 12 rows of outputs, each of which sees seven
+        ((18, 9), 7, 1, True, True, 6),
+        ((18, 9), 6, 1, False, True, 7),
+        ((25, 9), 7, 2, False, True, 5),
+    ],
+)
+def test_bands_are_as_high_as_pays(size, kernel, stride, for_dw, interleaved, rows):
+    w_shape = (3, 1, kernel, 3)
+    geometry = ic.ConvGeometry.from_shapes((2, 3, *size), w_shape, stride=(stride, 1), groups=3)
+    bands = bands_for(geometry, "channels_first", for_dw=for_dw)
+    assert (bands.interleaved, bands.rows) == (interleaved, rows)
 
 
 @needs_blas

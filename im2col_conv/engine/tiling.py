@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ __all__ = [
     "cut",
     "cut_evenly",
     "is_small",
+    "overlap_of",
     "shared_positions",
     "shares_for",
 ]
@@ -80,16 +82,21 @@ class Tiling:
         return list(zip(self.extent, self.step, self.counts, strict=True))[::-1]
 
 
-def cut(extent: tuple[int, ...], cells: int) -> Tiling:
+def cut(extent: tuple[int, ...], cells: int, overlap: Sequence[float] = ()) -> Tiling:
     """Return a tiling whose boxes hold at most ``cells``: whole inner axes, even steps.
+
+    Axes count as inner by the ``overlap`` of neighbouring boxes along them, if that is given.
 
     Examples
     --------
     >>> cut((4, 10, 6), 25).step              # three of ten rows of six would leave one over
     (1, 4, 6)
+    >>> cut((4, 10, 6), 25, (2, 0, 9)).step
+    (4, 1, 6)
     """
     step = [1] * len(extent)
-    for axis in reversed(range(len(extent))):
+    inner = sorted(range(len(extent)), key=lambda axis: overlap[axis] if overlap else axis)
+    for axis in reversed(inner):
         size = max(extent[axis], 1)
         longest = max(1, min(size, cells))
         step[axis] = -(-size // -(-size // longest))
@@ -99,7 +106,9 @@ def cut(extent: tuple[int, ...], cells: int) -> Tiling:
     return Tiling(extent, tuple(step))
 
 
-def cut_evenly(extent: tuple[int, ...], cells: int, shares: int) -> Tiling:
+def cut_evenly(
+    extent: tuple[int, ...], cells: int, shares: int, overlap: Sequence[float] = ()
+) -> Tiling:
     """Return what :func:`cut` does, in a few more boxes where ``shares`` workers get equal parts.
 
     Examples
@@ -107,15 +116,27 @@ def cut_evenly(extent: tuple[int, ...], cells: int, shares: int) -> Tiling:
     >>> cut((100, 16, 16), 9000).boxes, cut_evenly((100, 16, 16), 9000, 2).step
     (3, (25, 16, 16))
     """
-    tiling = cut(extent, cells)
+    tiling = cut(extent, cells, overlap)
     total = math.prod(extent)
     if total == 0:
         return tiling
     for boxes in range(tiling.boxes, tiling.boxes + shares):
-        even = cut(extent, max(-(-total // boxes), 1))
+        even = cut(extent, max(-(-total // boxes), 1), overlap)
         if even.boxes % shares == 0:
             return even
     return tiling
+
+
+def overlap_of(geometry: ConvGeometry) -> tuple[float, ...]:
+    """Return how many cells neighbouring boxes over (N, *out) both see; lines should stay whole.
+
+    Examples
+    --------
+    >>> overlap_of(ConvGeometry.from_shapes((2, 3, 9, 9, 9), (4, 3, 3, 1, 2), stride=(1, 2, 1)))
+    (0, 2, 0, inf)
+    """
+    axes = [max(reach - s, 0) for reach, s in zip(geometry.reach, geometry.stride, strict=True)]
+    return (0, *axes[:-1], math.inf)
 
 
 def shared_positions(total: int, unit_bytes: int, flops: int) -> int:

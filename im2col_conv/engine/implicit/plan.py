@@ -19,7 +19,7 @@ from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import SHARES, Tiling, cut, cut_evenly
+from im2col_conv.engine.tiling import SHARES, Tiling, cut, cut_evenly, overlap_of
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
@@ -184,16 +184,16 @@ def tiles_of(
         return _planes_of(geometry, arrangement, axes, channels, units * channels, shares)
     one = arrangement.chunk(channels)
     chunks = -(-channels // one)
-    total, split = geometry.N * math.prod(axes), groups
+    total, split, overlap = geometry.N * math.prod(axes), groups, overlap_of(geometry)
     if arrangement.chunks_first:
         split *= chunks
     least = max(-(-total // -(-shares // split)), LEAST_SHARE)
     for at_once in (one, channels):  # one chunk at once, or else all that a task is given
         units = _units(geometry, arrangement, axes, made, at_once, dtype, available)
         extent, cells = (geometry.N, *axes), max(min(units, least), 1)
-        tiling = cut(extent, cells)
+        tiling = cut(extent, cells, overlap)
         if groups * tiling.boxes * chunks % EVEN:
-            tiling = cut_evenly(extent, cells, min(shares, EVEN))
+            tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
         chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
         if chunk == 1:
             break
