@@ -153,16 +153,38 @@ _AXES = (
     _layer("r2plus1d_time", 1, 144, (16, 56, 56), 64, (3, 1, 1), 1, (1, 0, 0)),
 )
 
+# What came after them: depthwise, in groups, windows apart; of MobileNetV2 (Sandler et al., 2018),
+# EfficientNet (Tan and Le, 2019), ConvNeXt (Liu et al., 2022), ResNeXt (Xie et al., 2017), ViT
+# (Dosovitskiy et al., 2021), Inception-v3 (Szegedy et al., 2016), Whisper (Radford et al., 2023)
+# and Conformer (Gulati et al., 2020).
+_MODERN = (
+    _layer("mobilenet_v2_dw_56", 8, 144, (56, 56), 144, stride=2, groups=144),
+    _layer("mobilenet_v2_dw_28", 8, 192, (28, 28), 192, groups=192),
+    _layer("mobilenet_v2_dw_7", 8, 960, (7, 7), 960, groups=960),
+    _layer("efficientnet_dw_14", 8, 672, (14, 14), 672, kernel=5, padding=2, groups=672),
+    _layer("convnext_dw_56", 8, 96, (56, 56), 96, kernel=7, padding=3, groups=96),
+    _layer("convnext_dw_14", 8, 384, (14, 14), 384, kernel=7, padding=3, groups=384),
+    _layer("convnext_stem", 8, 3, (224, 224), 96, kernel=4, stride=4, padding=0),
+    _layer("convnext_down", 8, 96, (56, 56), 192, kernel=2, stride=2, padding=0),
+    _layer("vit_patches", 8, 3, (224, 224), 768, kernel=16, stride=16, padding=0),
+    _layer("resnext_2", 8, 128, (56, 56), 128, groups=32),
+    _layer("resnext_4", 8, 512, (14, 14), 512, groups=32),
+    _layer("inception_1x7", 8, 192, (17, 17), 192, (1, 7), 1, (0, 3)),
+    _layer("whisper_0", 1, 80, (3000,), 384),
+    _layer("conformer_dw", 4, 256, (500,), 256, kernel=31, padding=15, groups=256),
+)
+
 _OTHERS = (
     _layer("growth", 1, 32, (28, 28), 32),
     _layer("tiny", 2, 4, (7, 7), 6, stride=2, groups=2),
 )
 
-LAYERS = {layer.name: layer for layer in (*_STANDARD, *_AXES, *_OTHERS)}
+LAYERS = {layer.name: layer for layer in (*_STANDARD, *_AXES, *_MODERN, *_OTHERS)}
 """By name; ``growth`` is where growth starts, ``tiny`` is there to try the benchmark."""
 
 SETS = {
     "standard": tuple(layer.name for layer in _STANDARD),
     "axes": tuple(layer.name for layer in _AXES),
+    "modern": tuple(layer.name for layer in _MODERN),
 }
 """Names of layers that are timed together."""
