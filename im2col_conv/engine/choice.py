@@ -54,7 +54,7 @@ WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of one group; where columns would be scattered
-LEAST_FLOPS_OF_GROUP = 6 * 10**6  # of each of several groups, which are tasks of their own
+LEAST_FLOPS_OF_GROUP = 8 * 10**6  # of each of several groups, which are tasks of their own
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
