@@ -105,6 +105,14 @@ def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers
     assert workers_for(plan, 2, 64 * MIB) == workers
 
 
+@pytest.mark.parametrize(("groups", "least", "most"), [(1, 3, 4), (8, 6, 8)])
+def test_tiles_of_columns_are_as_large_as_pays(groups, least, most):
+    geometry = ic.ConvGeometry.from_shapes((50, 16, 60, 41), (8, 16 // groups, 3, 3), groups=groups)
+    types = [np.dtype(np.float32)] * 2
+    plan = plan_columns(geometry, "channels_first", *types, 64 * MIB)
+    assert least * MIB < plan.worker_bytes <= most * MIB
+
+
 @pytest.mark.parametrize(("C", "rows"), [(19, False), (20, True)])
 def test_windows_lie_as_rows_where_enough_channels_are_contiguous(C, rows):
     geometry = ic.ConvGeometry.from_shapes((2, 3 * C, 9, 7), (6, C, 3, 2), groups=3)

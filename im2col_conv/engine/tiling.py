@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Measured: docs/performance.md.
-TILE_BYTES = 2**22
+TILE_BYTES, TILE_BYTES_OF_GROUPS = 2**22, 2**23  # of one group, and of many small products
 LEAST_POSITIONS = 512
 LEAST_SHARE = 128
 LEAST_AFFORDED = 32
@@ -139,15 +139,17 @@ def overlap_of(geometry: ConvGeometry) -> tuple[float, ...]:
     return (0, *axes[:-1], math.inf)
 
 
-def shared_positions(total: int, unit_bytes: int, flops: int) -> int:
-    """Return how many of ``total`` positions, of ``unit_bytes`` each, one tile should take.
+def shared_positions(geometry: ConvGeometry, unit_bytes: int) -> int:
+    """Return how many positions of all groups, of ``unit_bytes`` each, one tile should take.
 
     As many as the cache holds, but enough for a product to pay, and few enough that there is a
     share for several workers.
     """
-    units = max(TILE_BYTES // unit_bytes, LEAST_POSITIONS)
-    if not is_small(flops):
-        units = min(units, max(-(-total // shares_for(flops)), LEAST_SHARE))
+    tile_bytes = TILE_BYTES if geometry.groups == 1 else TILE_BYTES_OF_GROUPS
+    units = max(tile_bytes // unit_bytes, LEAST_POSITIONS)
+    if not is_small(geometry.flops):
+        total = geometry.N * geometry.groups * geometry.positions
+        units = min(units, max(-(-total // shares_for(geometry.flops)), LEAST_SHARE))
     return units
 
 

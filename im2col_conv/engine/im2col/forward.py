@@ -56,8 +56,7 @@ def plan_forward(
     )
     shared = geometry.F * K * arithmetic.dtype.itemsize
     extent = (geometry.N, geometry.groups, *geometry.out)
-    total = geometry.N * geometry.groups * geometry.positions
-    units = shared_positions(total, unit, geometry.flops)
+    units = shared_positions(geometry, unit)
     units = affordable(geometry, units, unit, workspace - shared)
     tiling = cut(extent, units)
     return ForwardPlan(

@@ -77,9 +77,8 @@ def plan_weight_grad(
         + arithmetic.deep_bytes(F * K)
     )
     extent = (geometry.N, geometry.groups, *geometry.out)
-    total = geometry.N * geometry.groups * geometry.positions
     available = workspace - (sums + 1) * sum_bytes
-    units = shared_positions(total, unit, geometry.flops) if parts == 1 else TILE_BYTES // unit
+    units = shared_positions(geometry, unit) if parts == 1 else TILE_BYTES // unit
     units = affordable(geometry, units, unit, available)
     tiling = cut(extent, units)
     sums = max(1, min(sums, tiling.boxes))
