@@ -521,9 +521,11 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, set()),
         ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1, "stride": (1, 2)}, {"input_grad"}),
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
-        # each of two groups 8.04 and 7.97 MFLOP
-        ((1, 20, 40, 124), (18, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
-        ((1, 20, 40, 123), (18, 10, 3, 3), {"padding": 1, "groups": 2}, set()),
+        # of each of two groups 8.64 and 7.92 MFLOP; and 403,200 and 399,600 numbers of columns
+        ((1, 20, 40, 100), (24, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
+        ((1, 20, 40, 100), (22, 10, 3, 3), {"padding": 1, "groups": 2}, set()),
+        ((1, 20, 40, 112), (16, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
+        ((1, 20, 40, 111), (16, 10, 3, 3), {"padding": 1, "groups": 2}, set()),
         # lines of two outputs and of one
         ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
         ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),
@@ -566,6 +568,8 @@ def test_auto_gathers_dw_of_short_lines_that_lie_as_rows(line):
         ((4, 8, 60, 90), (40, 8, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
         ((4, 7, 60, 90), (40, 7, 3, 4), (3, 5), *2 * [{"forward", "weight_grad"}]),
         ((4, 7, 60, 90), (40, 7, 4, 4), (3, 5), set(), set()),  # they overlap on one axis
+        ((4, 80, 60, 90), (40, 80, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
+        ((4, 81, 60, 90), (40, 81, 3, 4), (3, 5), set(), set()),  # few filters
         ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), {"weight_grad"}, {"weight_grad"}),  # 4.5 MiB
         ((2, 256, 28, 30), (512, 256, 3, 3), 1, set(), set()),
         ((2, 64, 28, 30), (128, 64, 3, 3), 2, set(), set()),

@@ -54,7 +54,8 @@ WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of one group; where columns would be scattered
-LEAST_FLOPS_OF_GROUP = 8 * 10**6  # of each of several groups, which are tasks of their own
+# Of each of several groups, which are tasks of their own: work, or numbers of its columns.
+LEAST_FLOPS_OF_GROUP, LEAST_COLUMNS_OF_GROUP = 8 * 10**6, 4 * 10**5
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
@@ -120,7 +121,7 @@ def _implicit_pays(
         return _bands_pay(each, geometry, layout)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
-    if geometry.groups > 1 and geometry.flops < LEAST_FLOPS_OF_GROUP * geometry.groups:
+    if geometry.groups > 1 and not _groups_pay(geometry):
         return False
     if each == "input_grad":
         if not gathers(geometry):
@@ -153,6 +154,12 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     return geometry.flops >= LEAST_FLOPS_OF_PLANES and long[each]
 
 
+def _groups_pay(geometry: ConvGeometry) -> bool:
+    """Say whether each of several groups is worth a task."""
+    enough = geometry.flops >= LEAST_FLOPS_OF_GROUP * geometry.groups
+    return enough or geometry.gemm.K * geometry.gemm.N >= LEAST_COLUMNS_OF_GROUP
+
+
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether a layer whose columns are its image is better multiplied in small products."""
     enough = geometry.flops >= LEAST_FLOPS and geometry.positions >= LEAST_POSITIONS
@@ -169,7 +176,8 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
     apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
     few = geometry.C // geometry.groups < FEW_CHANNELS
-    once = apart and (not last or few or (again and geometry.taps == 1))  # each cell is copied
+    wide = 2 * geometry.F >= geometry.C or geometry.taps == 1  # so that copies take less than work
+    once = apart and wide and (not last or few or (again and geometry.taps == 1))
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
     return shallow or once or (again and large)
 

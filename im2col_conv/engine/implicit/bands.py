@@ -251,9 +251,9 @@ class Bands:
             cells = images_inner(numbers, image.shape, by_rows=False)
             yield move_images, image, cells
             image = cells
-        for phase, numbers in enumerate(memory):
+        for phase, lines in enumerate(memory):
             part = image[..., phase::stride]
-            view = self._view(numbers, image.shape)[..., : part.shape[-1]]
+            view = self._view(lines, image.shape)[..., : part.shape[-1]]
             if by_phase:
                 yield _copy_lines, part, view
             elif self.interleaved and self.turned:

@@ -245,13 +245,11 @@ def _planes_of(
     """
     share = -(-channels * math.prod(axes) * geometry.N // shares)
     cells = max(1, min(units, max(share, LEAST_SHARE)))
-    lead = (channels, geometry.N) if lie.interleaved else (geometry.N, channels)
-    planes = cut_evenly((*lead, *axes), cells, min(shares, EVEN))
-    N, many = planes.extent[:2], planes.step[:2]
-    if lie.interleaved:
-        N, many = N[::-1], many[::-1]
-    extent, step = planes.extent[2:], planes.step[2:]
-    return Tiling((1, N[0], *extent, N[1]), (1, many[0], *step, many[1]))
+    order = (1, 0) if lie.interleaved else (0, 1)  # of images and channels, the outer one first
+    outer, inner = ((geometry.N, channels)[place] for place in order)
+    step = cut_evenly((outer, inner, *axes), cells, min(shares, EVEN)).step
+    images, planes = (step[place] for place in order)
+    return Tiling((1, geometry.N, *axes, channels), (1, images, *step[2:], planes))
 
 
 def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dtype[Any]) -> int:
