@@ -521,11 +521,16 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, set()),
         ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1, "stride": (1, 2)}, {"input_grad"}),
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
-        # of each of two groups 8.64 and 7.92 MFLOP; and 403,200 and 399,600 numbers of columns
-        ((1, 20, 40, 100), (24, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
-        ((1, 20, 40, 100), (22, 10, 3, 3), {"padding": 1, "groups": 2}, set()),
-        ((1, 20, 40, 112), (16, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
-        ((1, 20, 40, 111), (16, 10, 3, 3), {"padding": 1, "groups": 2}, set()),
+        # of each of three groups 8.64 and 7.92 MFLOP; and 403,200 and 399,600 numbers of columns
+        ((1, 30, 40, 100), (36, 10, 3, 3), {"padding": 1, "groups": 3}, PASSES),
+        ((1, 30, 40, 100), (33, 10, 3, 3), {"padding": 1, "groups": 3}, set()),
+        ((1, 30, 40, 112), (24, 10, 3, 3), {"padding": 1, "groups": 3}, PASSES),
+        ((1, 30, 40, 111), (24, 10, 3, 3), {"padding": 1, "groups": 3}, set()),
+        # 70,200 and 69,300 numbers, which dx would scatter; two groups are as one
+        ((1, 30, 40, 39), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, set()),
+        ((1, 30, 40, 77), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, {"input_grad"}),
+        ((1, 30, 40, 76), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, set()),
+        ((1, 20, 40, 32), (18, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
         # lines of two outputs and of one
         ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
         ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),

@@ -53,9 +53,10 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
-LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of one group; where columns would be scattered
-# Of each of several groups, which are tasks of their own: work, or numbers of its columns.
-LEAST_FLOPS_OF_GROUP, LEAST_COLUMNS_OF_GROUP = 8 * 10**6, 4 * 10**5
+LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
+# Of each of many groups, which are tasks of their own: work, or numbers of its columns.
+FEW_GROUPS, LEAST_FLOPS_OF_GROUP = 2, 8 * 10**6
+LEAST_COLUMNS_OF_GROUP, LEAST_SCATTERED_OF_GROUP = 4 * 10**5, 7 * 10**4
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
@@ -121,16 +122,18 @@ def _implicit_pays(
         return _bands_pay(each, geometry, layout)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
-    if geometry.groups > 1 and not _groups_pay(geometry):
+    scatters = each == "input_grad" and not gathers(geometry)
+    if geometry.groups > FEW_GROUPS and not _groups_pay(geometry, scatters=scatters):
         return False
+    flops = geometry.flops // geometry.groups
+    if scatters:
+        return flops >= LEAST_SCATTERED
     if each == "input_grad":
-        if not gathers(geometry):
-            return geometry.flops >= LEAST_SCATTERED
-        return geometry.flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
+        return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
     last = layout == "channels_last"
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
-    enough = geometry.flops >= LEAST_FLOPS and line >= least
+    enough = flops >= LEAST_FLOPS and line >= least
     return enough and not _gather_pays(each, geometry, dtype, last=last)
 
 
@@ -154,10 +157,12 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     return geometry.flops >= LEAST_FLOPS_OF_PLANES and long[each]
 
 
-def _groups_pay(geometry: ConvGeometry) -> bool:
-    """Say whether each of several groups is worth a task."""
-    enough = geometry.flops >= LEAST_FLOPS_OF_GROUP * geometry.groups
-    return enough or geometry.gemm.K * geometry.gemm.N >= LEAST_COLUMNS_OF_GROUP
+def _groups_pay(geometry: ConvGeometry, *, scatters: bool) -> bool:
+    """Say whether each of many groups is worth a task, if only because its columns are many."""
+    _, positions, window = geometry.gemm
+    columns = window * positions
+    least = LEAST_SCATTERED_OF_GROUP if scatters else LEAST_COLUMNS_OF_GROUP
+    return columns >= least or geometry.flops >= LEAST_FLOPS_OF_GROUP * geometry.groups
 
 
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
