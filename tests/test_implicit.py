@@ -414,6 +414,20 @@ def test_a_block_that_failed_is_made_again():
     assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
 
 
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_tiles_of_dx_may_see_no_output(layout):
+    x, w = np.ones((1, 256, 114, 136), np.float32), np.ones((4, 256, 1, 1), np.float32)
+    keywords = {"stride": 3, "layout": layout}
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, stride=3)
+    dout = np.ones(geometry.y_shape, np.float32)
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    one = ic.conv_input_grad(dout, w, x.shape, algorithm="implicit", **keywords)
+    other = ic.conv_input_grad(dout, w, x.shape, algorithm="im2col", **keywords)
+    np.testing.assert_array_equal(one, other)
+
+
 def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():
     geometry = ic.ConvGeometry.from_shapes((2, 90, 9, 40, 41), (70, 90, 5, 1, 1))
     plan = implicit_forward.plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)

@@ -248,7 +248,7 @@ def _as_planes(
     c, n, *outer, last = image.shape
     positions = _phases((*outer, last), stride)
     memory = scratch.array(name, (n, c, row_of(positions)), dtype)
-    planes = memory[..., :positions].reshape(n, c, stride, *outer, -1)
+    planes = memory[..., :positions].reshape(n, c, stride, *outer, -(-last // stride))
     for phase in range(stride):
         part = image[..., phase::stride]
         planes[:, :, phase, ..., : part.shape[-1]] = part.swapaxes(0, 1)
