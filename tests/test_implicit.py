@@ -62,6 +62,7 @@ LAYERS = [
         {"groups": 3, "stride": (3, 2), "padding": ((1, 2), (4, 0))},
         Bands,
     ),
+    ((17, 4, 9, 10), (4, 1, 3, 2), {"groups": 4, "stride": (1, 2), "padding": 1}, Bands),
     ((2, 5, 17, 26), (5, 1, 3, 4), {"groups": 5, "padding": ((2, 1), (0, 3))}, Bands),  # long lines
     ((3, 4, 9, 50), (4, 1, 2, 5), {"groups": 4, "stride": (1, 2), "dilation": (2, 1)}, Bands),
     ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
@@ -426,6 +427,15 @@ def test_tiles_of_dx_may_see_no_output(layout):
     one = ic.conv_input_grad(dout, w, x.shape, algorithm="implicit", **keywords)
     other = ic.conv_input_grad(dout, w, x.shape, algorithm="im2col", **keywords)
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("layout", "images", "turned"),
+    [("channels_last", 15, True), ("channels_last", 16, False), ("channels_first", 15, False)],
+)
+def test_planes_of_few_images_are_turned_first(layout, images, turned):
+    geometry = ic.ConvGeometry.from_shapes((images, 3, 8, 9), (3, 1, 3, 3), groups=3)
+    assert bands_for(geometry, layout, for_dw=False).turned is turned
 
 
 def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():

@@ -42,6 +42,7 @@ __all__ = ["Bands", "bands_for", "is_depthwise"]
 
 # Measured: docs/performance.md.
 SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
+MANY_IMAGES = 16  # that make large matrices of the channels of a cell, to be turned at once
 # Outputs of a band; where a line has all images; where they see half of the plane or more.
 MOST_ROWS, MOST_ROWS_INTERLEAVED, MOST_ROWS_NEAR = 6, 8, 12
 
@@ -59,7 +60,7 @@ def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
         most = max(most, MOST_ROWS_NEAR)
     return Bands(
         interleaved=interleaved,
-        turned=layout == "channels_last",
+        turned=layout == "channels_last" and geometry.N < MANY_IMAGES,
         rows=-(-outs // -(-outs // most)),
         strides=geometry.stride,
         dilation=geometry.dilation[-2],
@@ -75,7 +76,7 @@ class Bands:
     interleaved : bool
         Whether the images of a tile lie cell by cell.
     turned : bool
-        Whether channels come last in an image, so that its planes are turned first.
+        Whether planes are turned first where channels come last in an image.
     rows : int
         R, the outputs of one band.
     strides : tuple of int
