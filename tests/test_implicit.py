@@ -17,10 +17,11 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
-from im2col_conv.engine.implicit.tile import sums_of_rows
+from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise
 from im2col_conv.engine.openblas import private_blas, why_not
@@ -438,6 +439,28 @@ def test_planes_of_few_images_are_turned_first(layout, images, turned):
     assert bands_for(geometry, layout, for_dw=False).turned is turned
 
 
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
+    x = np.ones((3, 5, 17, 13), np.float32)
+    geometry = ic.ConvGeometry.from_shapes(x.shape, (5, 1, 3, 2), stride=stride, groups=5)
+    y = np.ones(geometry.y_shape, np.float32)
+    if layout == "channels_last":
+        x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
+    bands, scratch, blas = bands_for(geometry, layout, for_dw=False), Scratch(), private_blas()
+    whole = tuple(slice(0, size) for size in geometry.size)
+    tile = Tile(
+        axes_between(geometry, tuple(slice(0, out) for out in geometry.out), whole), 3, 5, 5
+    )
+    images = [a.swapaxes(0, 1) for a in (x, y)]
+    bands.load(blas, scratch, "x", images[0], tile, x.dtype)
+    made = bands.room(scratch, "y", images[1], tile, y.dtype)
+    bands.store(blas, scratch, "y", made, images[1], tile, None)
+    counted = sum(bands.numbers(name, 5, 3, geometry.size, geometry.out) for name in ("x", "y"))
+    assert scratch.nbytes <= counted * x.itemsize
+
+
 def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():
     geometry = ic.ConvGeometry.from_shapes((2, 90, 9, 40, 41), (70, 90, 5, 1, 1))
     plan = implicit_forward.plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)
@@ -457,6 +480,7 @@ def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():
         ((31, 21), 3, 1, False, True, 8),
         ((18, 9), 7, 1, False, True, 12),  # 12 rows of outputs, each of which sees seven
         ((18, 9), 7, 1, True, True, 6),
+        ((17, 9), 6, 1, False, True, 12),
         ((18, 9), 6, 1, False, True, 7),
         ((25, 9), 7, 2, False, True, 5),
     ],

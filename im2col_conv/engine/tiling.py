@@ -95,8 +95,8 @@ def cut(extent: tuple[int, ...], cells: int, overlap: Sequence[float] = ()) -> T
     (4, 1, 6)
     """
     step = [1] * len(extent)
-    inner = sorted(range(len(extent)), key=lambda axis: overlap[axis] if overlap else axis)
-    for axis in reversed(inner):
+    outer_first = sorted(range(len(extent)), key=lambda axis: overlap[axis] if overlap else axis)
+    for axis in reversed(outer_first):
         size = max(extent[axis], 1)
         longest = max(1, min(size, cells))
         step[axis] = -(-size // -(-size // longest))
