@@ -105,6 +105,15 @@ def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers
     assert workers_for(plan, 2, 64 * MIB) == workers
 
 
+@pytest.mark.parametrize(("width", "workers"), [(128, 1), (129, 2)])  # 39.9 and 40.2 million
+def test_cells_of_depthwise_layers_count_as_work(width, workers):
+    geometry = ic.ConvGeometry.from_shapes(
+        (1, 100, 40, width), (100, 1, 3, 3), padding=1, groups=100
+    )
+    plan = plan_tap_by_tap(geometry, "channels_first", np.dtype(np.float32), 64 * MIB)
+    assert workers_for(plan, 2, 64 * MIB) == workers
+
+
 @pytest.mark.parametrize(("groups", "least", "most"), [(1, 3, 4), (8, 6, 8)])
 def test_tiles_of_columns_are_as_large_as_pays(groups, least, most):
     geometry = ic.ConvGeometry.from_shapes((50, 16, 60, 41), (8, 16 // groups, 3, 3), groups=groups)

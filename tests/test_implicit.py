@@ -461,8 +461,9 @@ def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
     assert scratch.nbytes <= counted * x.itemsize
 
 
-def test_tiles_are_cut_where_neighbours_see_the_fewest_cells():
-    geometry = ic.ConvGeometry.from_shapes((2, 90, 9, 40, 41), (70, 90, 5, 1, 1))
+@pytest.mark.parametrize("images", [1, 2, 4, 8, 16])
+def test_tiles_are_cut_where_neighbours_see_the_fewest_cells(images):
+    geometry = ic.ConvGeometry.from_shapes((images, 90, 9, 40, 41), (70, 90, 5, 1, 1))
     plan = implicit_forward.plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)
     _, depth, height, line = plan.tiling.step[1:-1]
     assert depth == geometry.out[0]
