@@ -132,7 +132,7 @@ def overlap_of(geometry: ConvGeometry) -> tuple[float, ...]:
 
     Examples
     --------
-    >>> overlap_of(ConvGeometry.from_shapes((2, 3, 9, 9, 9), (4, 3, 3, 1, 2), stride=(1, 2, 1)))
+    >>> overlap_of(ConvGeometry.from_shapes((2, 3, 9, 9, 9), (4, 3, 3, 2, 2), stride=(1, 2, 1)))
     (0, 2, 0, inf)
     """
     axes = [max(reach - s, 0) for reach, s in zip(geometry.reach, geometry.stride, strict=True)]
