@@ -211,6 +211,9 @@ def peak_beyond(call):
         ((300, 4, 40, 12), (60, 4, 3, 4), np.float16, {}),
         ((12, 2, 200, 170), (9, 2, 5, 5), np.float64, {}),
         ((400, 24, 21, 20), (24, 1, 3, 3), np.float32, {"groups": 24}),
+        ((9, 48, 90, 71), (48, 1, 3, 3), np.float16, {"stride": 2, "padding": 1, "groups": 48}),
+        ((1, 32, 250, 300), (32, 1, 3, 3), np.float32, {"dilation": 100, "groups": 32}),
+        ((2, 96, 9000), (96, 1, 31), np.float32, {"padding": 15, "groups": 96}),
     ],
 )
 @layouts

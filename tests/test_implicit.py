@@ -509,7 +509,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
         ("Haswell", (4, 64, 30, 31), (65, 64, 3, 3), {}, False),
         ("Zen", (4, 65, 30, 31), (64, 65, 3, 3), {}, False),
-        ("Haswell", (4, 128, 30, 36), (128, 1, 3, 3), {"groups": 128}, True),
+        ("Haswell", (4, 128, 30, 36), (128, 1, 5, 4), {"groups": 128}, True),
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
@@ -553,7 +553,7 @@ def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):
         ((8, 24, 60, 52), (7, 24, 3, 3), {"stride": (2, 1)}, False),  # columns would be scattered
         ((8, 24, 60, 52), (7, 24, 3, 3), {"padding": (0, 3)}, False),  # likewise
         ((8, 2, 60, 52), (7, 2, 3, 3), {}, False),  # likewise: more than twice as many filters
-        ((8, 24, 60, 52), (24, 1, 3, 1), {"groups": 24, "stride": 1}, False),  # depthwise
+        ((8, 24, 60, 52), (24, 1, 6, 3), {"groups": 24, "stride": 1}, False),  # depthwise
     ],
 )
 def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, keywords, gathers):

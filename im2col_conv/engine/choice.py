@@ -16,6 +16,7 @@ from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
+from im2col_conv.engine.im2col.depthwise import is_viewed
 from im2col_conv.engine.im2col.input_grad import gathers
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
@@ -64,6 +65,7 @@ SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
+MOST_TAPS = 15  # of depthwise layers whose columns are views, of LEAST_CHANNELS and more
 
 
 def way_of(
@@ -118,6 +120,8 @@ def _implicit_pays(
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
+    if is_viewed(geometry, layout) and _views_pay(each, geometry):
+        return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout)
     if is_pointwise(geometry):
@@ -143,6 +147,13 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     most = geometry.F if scatters else max(geometry.C, geometry.F)
     few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
+
+
+def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether depthwise columns that are views are better multiplied than bands of planes."""
+    if each == "input_grad" and not gathers(geometry):
+        return False
+    return geometry.taps <= MOST_TAPS and geometry.C >= LEAST_CHANNELS
 
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:

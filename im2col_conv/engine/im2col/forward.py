@@ -10,6 +10,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.im2col import depthwise
 from im2col_conv.engine.im2col.columns import (
     Columns,
     as_matrices,
@@ -17,6 +18,7 @@ from im2col_conv.engine.im2col.columns import (
     cut_by_image,
     pays_by_image,
 )
+from im2col_conv.engine.im2col.depthwise import ViewedColumns, viewed_columns
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
@@ -29,11 +31,12 @@ __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 @dataclass(frozen=True)
 class ForwardPlan(Plan):
-    """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``."""
+    """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``, or as ``views``."""
 
     columns: Columns
     arithmetic: Arithmetic
-    by_image: bool
+    by_image: bool = False
+    views: ViewedColumns | None = None
 
 
 @lru_cache(maxsize=256)
@@ -46,6 +49,18 @@ def plan_forward(
 ) -> ForwardPlan:
     """Draw the tiles of a forward pass from shapes and types alone."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
+    views = viewed_columns(geometry, layout, arithmetic.dtype, workspace)
+    if views is not None:
+        return ForwardPlan(
+            tiling=views.tiling,
+            tasks=views.tiling.boxes,
+            worker_bytes=views.tile_bytes,
+            shared_bytes=views.weight_bytes,
+            work=geometry.flops,
+            columns=Columns(geometry, rows=True),
+            arithmetic=arithmetic,
+            views=views,
+        )
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
     by_image = pays_by_image(geometry, geometry.C // geometry.groups)
@@ -74,6 +89,8 @@ def plan_forward(
 def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) -> Work:
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
+    if plan.views is not None:
+        return depthwise.forward(columns, plan.views, arithmetic.dtype, x, w, b, y)
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
     bias = None if b is None else b.reshape(geometry.groups, -1, 1).astype(arithmetic.dtype)

@@ -17,7 +17,7 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 
-__all__ = ["column_bytes", "gather_tile"]
+__all__ = ["column_bytes", "gather_tile", "view_windows"]
 
 BAND_SHARE = 2
 LEAST_LINE = 12  # outputs of a line that pay for cells by phases
@@ -55,6 +55,14 @@ def gather_tile(
     else:
         gather(geometry, x, cols, box, whole(geometry.size))
     return matrix
+
+
+def view_windows(
+    columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], box: Slices, phases: int
+) -> Iterator[tuple[Slices, Array]]:
+    """Yield taps, and their columns of the outputs ``box`` as a view [g, c, *tap, n, *o]."""
+    band = _band(columns.geometry, ends(box), phases)
+    return _windows(_cells(columns, scratch, x, dtype, band), band)
 
 
 @lru_cache(maxsize=64)
@@ -176,15 +184,26 @@ def _cells(
     G, phases = len(x), band.phases
     shape = (phases * G, *x.shape[1:3], *outer, line // phases)
     cells = columns.like_image(scratch, "band", shape, dtype).reshape(phases, G, *shape[1:])
-    if band.padded:
-        cells[...] = 0
+    if band.padded and not columns.rows:
+        cells[...] = 0  # sooner than the ends of each line
     first = band.middle[-1].start
     for phase, target in enumerate(cells):
         skipped = (phase - first) % phases
         part = inside[..., skipped::phases]
         at = (first + skipped) // phases
-        target[last((*band.middle[:-1], slice(at, at + part.shape[-1])))] = part
+        middle = (*band.middle[:-1], slice(at, at + part.shape[-1]))
+        if columns.rows:
+            _clear_beside(target, middle)
+        target[last(middle)] = part
     return cells
+
+
+def _clear_beside(cells: Array, middle: Slices) -> None:
+    """Set ``cells[..., *band]`` to zero but in their middle."""
+    for axis, part in enumerate(middle, start=cells.ndim - len(middle)):
+        index: list[Any] = [slice(None)] * cells.ndim
+        for index[axis] in (slice(part.start), slice(part.stop, None)):
+            cells[*index] = 0
 
 
 def _windows(cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
@@ -198,7 +217,8 @@ def _windows(cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
             offset = turn.phase * apart + turn.place * steps[-1]
             yield turn.taps, np.ndarray(shape, cells.dtype, cells, offset, strides)
         else:
-            yield turn.taps, as_strided(cells[0], shape, strides, writeable=False)
+            first = cells[turn.phase, ..., turn.place :]
+            yield turn.taps, as_strided(first, shape, strides, writeable=False)
 
 
 def _strides(steps: list[int], apart: Shape, lengths: Shape) -> list[int]:

@@ -8,6 +8,7 @@ there is one sum, cut by channels, and a worker gathers the windows of some chan
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.im2col import depthwise
 from im2col_conv.engine.im2col.columns import (
     Columns,
     columns_for,
@@ -23,10 +25,18 @@ from im2col_conv.engine.im2col.columns import (
     pays_by_image,
     tile_matrices,
 )
+from im2col_conv.engine.im2col.depthwise import ViewedColumns, viewed_columns
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, total_of
-from im2col_conv.engine.tiling import TILE_BYTES, affordable, cut, shared_positions, shares_for
+from im2col_conv.engine.tiling import (
+    SHARES,
+    TILE_BYTES,
+    affordable,
+    cut,
+    shared_positions,
+    shares_for,
+)
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, last, tap_slices, whole
@@ -45,9 +55,10 @@ class WeightGradPlan(Plan):
 
     sums: int
     channels: int
-    by_image: bool
     columns: Columns
     arithmetic: Arithmetic
+    by_image: bool = False
+    views: ViewedColumns | None = None
 
 
 @lru_cache(maxsize=256)
@@ -61,6 +72,22 @@ def plan_weight_grad(
 ) -> WeightGradPlan:
     """Draw the tiles and partial sums of a pass to the weights from shapes and types alone."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
+    views = viewed_columns(geometry, layout, arithmetic.dtype, workspace // 2)
+    if views is not None:
+        sum_bytes = math.prod(geometry.w_shape) * arithmetic.dtype.itemsize
+        sums = max(1, min(views.tiling.boxes, SHARES, workspace // 2 // sum_bytes - 1))
+        return WeightGradPlan(
+            tiling=views.tiling,
+            tasks=sums,
+            worker_bytes=views.tile_bytes + sum_bytes,
+            shared_bytes=sums * sum_bytes if sums > 1 else 0,
+            work=geometry.flops,
+            columns=Columns(geometry, rows=True),
+            arithmetic=arithmetic,
+            sums=sums,
+            channels=1,
+            views=views,
+        )
     F, C = geometry.F // geometry.groups, geometry.C // geometry.groups
     sum_bytes = geometry.F * C * geometry.taps * arithmetic.dtype.itemsize
     shares = shares_for(geometry.flops)
@@ -149,6 +176,9 @@ def weight_grad(
 def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box: Slices) -> Array:
     """Return one tile's dout @ cols.T, (g, F, K), of ``dout[g, F, n, *o]``."""
     columns, arithmetic = plan.columns, plan.arithmetic
+    if plan.views is not None:
+        views, dtype = plan.views, arithmetic.dtype
+        return depthwise.weight_product(columns, views, scratch, dout, x, dtype, box)
     cols = gather_tile(columns, scratch, x, arithmetic.operand_type(x.dtype), box)
     if arithmetic.dtype.kind == "c":
         cols = np.conjugate(cols)
