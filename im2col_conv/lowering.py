@@ -22,6 +22,7 @@ from im2col_conv.geometry import ConvGeometry, expect_shape, geometry_of
 
 __all__ = [
     "Ends",
+    "Index",
     "Slices",
     "col2im",
     "ends",

@@ -19,6 +19,7 @@ LAYERS = {
     "dilation": ((2, 13, 11, 4), (3, 2), {"padding": (2, 1), "dilation": (2, 3)}, 10),
     "stride": ((2, 12, 17, 6), (3, 4), {"padding": 1, "stride": (2, 3)}, 6),
     "stride and dilation": ((2, 19, 17, 3), (2, 3), {"stride": (1, 2), "dilation": (3, 1)}, 8),
+    "phases and dilation": ((2, 7, 25, 4), (2, 3), {"stride": (1, 2), "dilation": (1, 3)}, 10),
     "many channels": ((2, 8, 9, 130), (3, 3), {"padding": (0, 1), "stride": (1, 2)}, 1),
     "several runs and a rest": ((2, 4, 47, 150), (3, 5), {"padding": (1, 2)}, 24),
     "several runs, two phases": ((2, 3, 150, 90), (3, 7), {"stride": (1, 2)}, 24),

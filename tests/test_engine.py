@@ -252,6 +252,36 @@ def test_what_explain_says_of_scratch_memory_holds():
             assert most <= max(workspace, 3 * w.nbytes + 19 * 9 * 50 * 4)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "layout"),
+    [
+        ((1, 3, 220, 201), (64, 3, 7, 5), {"stride": 2, "padding": 3}, "channels_first"),
+        ((6, 40, 70, 61), (40, 1, 3, 5), {"groups": 40, "padding": 1}, "channels_last"),
+        ((6, 40, 70, 61), (40, 1, 3, 5), {"groups": 40, "stride": (1, 2)}, "channels_last"),
+    ],
+)
+def test_a_tile_takes_the_scratch_memory_that_its_plan_says(x_shape, w_shape, keywords, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    single = np.dtype(np.float32)
+    (x, w, b, dout), keywords = random_layer(x_shape, w_shape, layout=layout, **keywords)
+    keywords["algorithm"] = "im2col"
+    dx = input_grad_plan("im2col", geometry, layout, single, single, 64 * MIB)
+    dw = weight_grad_plan("im2col", geometry, layout, single, single, single, 64 * MIB)
+    for plan, call in (
+        (
+            plan_columns(geometry, layout, single, single, 64 * MIB),
+            lambda: ic.conv(x, w, b, **keywords),
+        ),
+        (dx, lambda: ic.conv_input_grad(dout, w, x.shape, **keywords)),
+        (dw, lambda: ic.conv_weight_grad(dout, x, w_shape, **keywords)),
+    ):
+        said = plan.worker_bytes + plan.shared_bytes
+        with ic.set_workers(1):
+            ic.set_workspace(64 * MIB)  # no buffers of earlier calls
+            _, found = peak_beyond(call)
+        assert said / 3 <= found <= said + PYTHON  # results that lie as they should need none
+
+
 def test_the_floor_is_a_row_of_output_and_two_copies_of_w():
     (x, w, b, dout), keywords = random_layer((1, 32, 90, 70), (48, 32, 3, 3), padding=1)
     floor = 32 * 9 * 70 * 4 + 2 * w.nbytes
@@ -391,11 +421,24 @@ def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
 @layouts
 def test_windows_a_stride_apart_are_gathered_by_phases(x_shape, w_shape, keywords, dtype, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    phases = gathering._phases(geometry)
+    phases = gathering.phases_of(geometry)
     whole = tuple((0, outs) for outs in geometry.out)
     assert phases == geometry.stride[-1]
     assert gathering._band(geometry, whole, phases).dense
+    types = np.dtype(dtype), np.result_type(dtype, np.int8)
+    dx = input_grad_plan("im2col", geometry, layout, *types, 64 * MIB)
+    assert dx.phases == (phases if layout == "channels_first" else 1)
     assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@layouts
+def test_one_image_of_few_channels_is_shared_though_it_is_added_up_beside_dx(dtype, layout):
+    geometry = ic.ConvGeometry.from_shapes((1, 3, 224, 200), (64, 3, 7, 5), stride=2, padding=3)
+    single = np.dtype(dtype)
+    plan = input_grad_plan("im2col", geometry, layout, single, single, 64 * MIB)
+    assert plan.buffered
+    assert (plan.tasks, plan.blocks.step[-2:]) == (4, (56, 200))
 
 
 @layouts

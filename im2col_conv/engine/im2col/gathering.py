@@ -17,7 +17,7 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 
-__all__ = ["column_bytes", "gather_tile", "view_windows"]
+__all__ = ["column_bytes", "gather_tile", "phases_of", "view_windows"]
 
 BAND_SHARE = 2
 LEAST_LINE = 12  # outputs of a line that pay for cells by phases
@@ -45,7 +45,7 @@ def gather_tile(
         view = _pointwise(geometry, x, box)
         if view is not None:
             return view
-    band = _band(geometry, ends(box), 1 if columns.rows else _phases(geometry))
+    band = _band(geometry, ends(box), 1 if columns.rows else phases_of(geometry))
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
     if band.dense or _lies(x, dtype, band):
@@ -66,11 +66,11 @@ def view_windows(
 
 
 @lru_cache(maxsize=64)
-def _phases(geometry: ConvGeometry) -> int:
+def phases_of(geometry: ConvGeometry) -> int:
     """Return in how many phases the cells of a line are stored for upright windows.
 
     The cells that a tap meets lie a stride apart: in a phase of their own they are contiguous, and
-    copied line by line. Short lines, or few taps, do not pay for storing them so.
+    are copied, or added to, line by line. Short lines, or few taps, do not pay for storing them so.
     """
     stride = geometry.stride[-1]
     return stride if geometry.out[-1] >= LEAST_LINE and geometry.kernel[-1] > stride else 1

@@ -33,12 +33,14 @@ from im2col_conv.engine.im2col.columns import (
     tile_matrices,
 )
 from im2col_conv.engine.im2col.forward import ForwardPlan, forward, plan_forward
+from im2col_conv.engine.im2col.gathering import phases_of
+from im2col_conv.engine.im2col.scattering import put_phases, room_for_phases, scatter_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import TILE_BYTES, Tiling, affordable, cut, is_small, shares_for
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
-from im2col_conv.lowering import Ends, Slices, ends, scatter
+from im2col_conv.lowering import Ends, Slices, ends
 
 __all__ = ["GatherPlan", "InputGradPlan", "gather", "gathers", "input_grad", "plan_input_grad"]
 
@@ -52,13 +54,15 @@ BUFFER_BYTES = 2 * TILE_BYTES
 class InputGradPlan(Plan):
     """Tiles over (groups, N, *out), and blocks over (groups, N, C // groups, *size).
 
-    A ``buffered`` block is added up beside ``dx``, whose type or memory order does not suit.
+    A ``buffered`` block is added up beside ``dx``, whose type or memory order does not suit, or in
+    several ``phases`` of its cells.
     """
 
     blocks: Tiling
     columns: Columns
     arithmetic: Arithmetic
     buffered: bool
+    phases: int
     by_image: bool
 
     @property
@@ -144,22 +148,31 @@ def _plan_scatter(
     units = affordable(geometry, units, unit, available)
     tiling = cut((geometry.groups, geometry.N, *geometry.out), units)
 
-    buffered = result != arithmetic.dtype or (layout == "channels_last") != columns.rows
+    phases = phases_of(geometry) if layout == "channels_first" else 1
+    turned = (layout == "channels_last") != columns.rows
+    buffered = result != arithmetic.dtype or turned or phases > 1
     depth = math.prod(tiling.step[:2]) * channels * item
     room = max(1, min(BUFFER_BYTES, available // 4) // depth)
     blocks = _blocks(geometry, tiling, channels, room if buffered else None)
     return InputGradPlan(
         tiling=tiling,
         tasks=blocks.boxes,
-        worker_bytes=unit * tiling.cells + buffered * depth * math.prod(blocks.step[3:]),
+        worker_bytes=unit * tiling.cells + buffered * depth * _stored(blocks.step[3:], phases),
         shared_bytes=shared,
         work=geometry.flops,
         blocks=blocks,
         columns=columns,
         arithmetic=arithmetic,
         buffered=buffered,
+        phases=phases,
         by_image=pays_by_image(geometry, channels),
     )
+
+
+def _stored(cells: Shape, phases: int) -> int:
+    """Return the cells of a block that is stored by phases, all as long as the first."""
+    *outer, line = cells
+    return math.prod(outer) * -(-line // phases) * phases
 
 
 def _block_channels(geometry: ConvGeometry, item: int) -> int:
@@ -184,9 +197,7 @@ def _blocks(geometry: ConvGeometry, tiling: Tiling, channels: int, room: int | N
         (geometry.groups, geometry.N, C, *geometry.size),
         (*tiling.step[:2], channels, *cut(geometry.size, most).step),
     )
-    if room is None and not is_small(geometry.flops):
-        return _shared_out(geometry, blocks)
-    return blocks
+    return blocks if is_small(geometry.flops) else _shared_out(geometry, blocks)
 
 
 def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
@@ -196,7 +207,7 @@ def _shared_out(geometry: ConvGeometry, blocks: Tiling) -> Tiling:
     """
     pieces = -(-shares_for(geometry.flops) // max(blocks.boxes, 1))
     length = max(-(-geometry.size[0] // pieces), 8 * geometry.reach[0])
-    step = (*blocks.step[:3], min(length, max(geometry.size[0], 1)), *blocks.step[4:])
+    step = (*blocks.step[:3], min(length, blocks.step[3]), *blocks.step[4:])
     return Tiling(blocks.extent, step)
 
 
@@ -218,9 +229,9 @@ def input_grad(
     def fill(index: int, scratch: Scratch) -> None:
         groups, images, channels, *cells = plan.blocks[index]
         block = dx[groups, channels, images, *cells]
-        target = block
+        target = block[None]
         if plan.buffered:
-            target = columns.like_image(scratch, "dx", block.shape, arithmetic.dtype)
+            target = room_for_phases(columns, scratch, block, plan.phases, arithmetic.dtype)
         target[...] = 0 if bias is None else bias[groups, channels]
         W = columns.packed(weights[groups, :, channels])
         for box in _tiles(plan, tuple(cells)):
@@ -233,9 +244,9 @@ def input_grad(
             # cols (g, m, K, L) = W.T (g, 1, K, F) @ dout (g, m, F, L), of all images or of one each
             product = cut_by_image(product, douts.shape[1])
             arithmetic.matmul(W.swapaxes(1, 2)[:, None], douts, product)
-            scatter(geometry, cols, target, box, tuple(cells))
+            scatter_tile(geometry, cols, target, box, tuple(cells))
         if plan.buffered:
-            block[...] = target
+            put_phases(target, block)
 
     return Work(fill)
 
