@@ -18,6 +18,7 @@ from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
 from im2col_conv.engine.im2col.depthwise import is_viewed
 from im2col_conv.engine.im2col.input_grad import gathers
+from im2col_conv.engine.im2col.phased import PhasedPlan, input_grad_by_phases, plan_phases
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
@@ -120,7 +121,7 @@ def _implicit_pays(
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
-    if is_viewed(geometry, layout) and _views_pay(each, geometry):
+    if is_viewed(geometry, layout) and _views_pay(geometry):
         return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout)
@@ -149,10 +150,8 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
 
 
-def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
+def _views_pay(geometry: ConvGeometry) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
-    if each == "input_grad" and not gathers(geometry):
-        return False
     return geometry.taps <= MOST_TAPS and geometry.C >= LEAST_CHANNELS
 
 
@@ -263,6 +262,9 @@ def input_grad_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
+    phased = plan_phases(geometry, layout, dout_type, result, workspace)
+    if phased is not None:
+        return phased
     return im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
 
 
@@ -309,6 +311,8 @@ def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Arr
     def begin(shared: Scratch) -> Work:
         if isinstance(plan, im2col_input_grad.InputGradPlan):
             return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
+        if isinstance(plan, PhasedPlan):
+            return input_grad_by_phases(plan, dout, w.array, b, dx)
         if isinstance(plan, im2col_input_grad.GatherPlan):
             return im2col_input_grad.gather(plan, dout, w.array, b, dx)
         if isinstance(plan, winograd_plan.WinogradPlan):
