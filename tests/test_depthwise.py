@@ -5,7 +5,7 @@ import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine.choice import way_of
+from im2col_conv.engine.choice import input_grad_plan, way_of
 from im2col_conv.engine.im2col.depthwise import MANY_CHANNELS, viewed_columns
 from im2col_conv.engine.openblas import private_blas, why_not
 
@@ -126,6 +126,47 @@ def test_an_infinite_gradient_meets_no_padding(dtype, value, stride):
     assert 0 < np.isfinite(found[2]).sum() < 9  # taps that meet padding there stay finite
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "keywords", "phases", "unseen"),
+    [
+        ((2, 9, 11, 5), (3, 4), {"stride": (2, 3), "padding": (1, 2)}, 6, 0),
+        ((2, 9, 11, 5), (2, 2), {"stride": (1, 3)}, 2, 1),  # every third column sees no tap
+        ((2, 9, 14, 5), (3, 2), {"stride": (2, 4), "dilation": (1, 2)}, 4, 4),  # taps 0 and 2 of 4
+        ((2, 12, 13, 5), (3, 3), {"stride": 2, "dilation": (2, 3)}, 2, 2),
+        ((2, 7, 8, 5), (1, 1), {"stride": 2, "padding": (2, 3)}, 1, 3),  # more than a window
+        ((2, 8, 9, 5), (3, 3), {"stride": (5, 1), "padding": ((0, 4), (1, 1))}, 3, 2),
+        ((3, 17, 4), (5,), {"stride": 2, "padding": 2}, 2, 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_dx_with_a_stride_is_made_phase_by_phase(shape, kernel, keywords, phases, unseen, dtype):
+    geometry = layer_of(shape, kernel, keywords)
+    single = np.dtype(np.float32)
+    plan = input_grad_plan("im2col", geometry, "channels_last", single, single, 64 * MIB)
+    assert (len(plan.phases), len(plan.unseen)) == (phases, unseen)
+    _, w, _, dout = arrays_of(geometry, dtype)
+    given = {"groups": geometry.C, **keywords}
+    wanted = reference.conv_input_grad(dout, w, geometry.x_shape, **given)
+    found = ic.conv_input_grad(
+        np.moveaxis(dout, 1, -1).copy(),
+        w,
+        shape,
+        layout="channels_last",
+        algorithm="im2col",
+        **given,
+    )
+    np.testing.assert_array_equal(np.moveaxis(found, -1, 1), wanted.astype(found.dtype))
+
+
+def test_cells_that_see_no_tap_get_the_bias_of_a_transposed_layer():
+    y = np.ones((1, 2, 3, 4), np.float32)  # channels last
+    w, b = np.full((4, 1, 1, 2), 3, np.float32), np.array([5, 6, 7, 8], np.float32)
+    x = ic.conv_transpose(y, w, b, stride=3, groups=4, layout="channels_last")
+    wanted = np.tile(b, (1, 4, 8, 1))
+    wanted[:, ::3, [0, 1, 3, 4, 6, 7]] += 3
+    np.testing.assert_array_equal(x, wanted)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_results_do_not_depend_on_the_workers(dtype):
     geometry = layer_of((5, 40, 41, 70), (3, 3), {"padding": 1})
@@ -175,7 +216,8 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
         ((8, 60, 61, 16), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
         ((8, 60, 61, 15), (3, 5), 1, set()),
         ((8, 60, 61, 16), (4, 4), 1, set()),
-        ((8, 60, 61, 16), (3, 5), (2, 1), {"forward", "weight_grad"}),  # dx would be scattered
+        ((8, 60, 61, 63), (3, 5), (2, 1), {"forward", "weight_grad"}),
+        ((8, 60, 61, 64), (3, 5), (1, 2), {"forward", "weight_grad", "input_grad"}),
     ],
 )
 def test_auto_takes_views_of_few_taps_and_bands_of_many(shape, kernel, stride, viewed):

@@ -66,7 +66,8 @@ SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
-MOST_TAPS = 15  # of depthwise layers whose columns are views, of LEAST_CHANNELS and more
+# Of depthwise layers whose columns are views, LEAST_CHANNELS as well; for dx with a stride more.
+MOST_TAPS, LEAST_CHANNELS_OF_PHASES = 15, 64
 
 
 def way_of(
@@ -121,7 +122,7 @@ def _implicit_pays(
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
-    if is_viewed(geometry, layout) and _views_pay(geometry):
+    if is_viewed(geometry, layout) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout)
@@ -150,9 +151,11 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
     return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
 
 
-def _views_pay(geometry: ConvGeometry) -> bool:
+def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
-    return geometry.taps <= MOST_TAPS and geometry.C >= LEAST_CHANNELS
+    phased = each == "input_grad" and max(geometry.stride) > 1
+    enough = geometry.C >= (LEAST_CHANNELS_OF_PHASES if phased else LEAST_CHANNELS)
+    return enough and geometry.taps <= MOST_TAPS
 
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:

@@ -132,11 +132,12 @@ def forward(
     def fill(index: int, scratch: Scratch) -> None:
         images, _, *box = views.tiling[index]
         part = np.moveaxis(y[images, :, *box], 1, -1)
-        made = part if part.dtype == dtype else scratch.array("y", part.shape, dtype)
+        in_place = part.dtype == dtype and _follow(part)
+        made = part if in_place else scratch.array("y", part.shape, dtype)
         seen = image[:, :, images]
         turns = view_windows(columns, scratch, seen, dtype, tuple(box), views.phases)
         _sum_up(turns, W, bias, run, made)
-        if made is not part:
+        if not in_place:
             part[...] = made
 
     return Work(fill)
