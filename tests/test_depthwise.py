@@ -7,6 +7,7 @@ import im2col_conv as ic
 from im2col_conv import reference
 from im2col_conv.engine.choice import input_grad_plan, way_of
 from im2col_conv.engine.im2col.depthwise import MANY_CHANNELS, viewed_columns
+from im2col_conv.engine.im2col.phased import PhasedPlan
 from im2col_conv.engine.openblas import private_blas, why_not
 
 MIB = 2**20
@@ -156,6 +157,13 @@ def test_dx_with_a_stride_is_made_phase_by_phase(shape, kernel, keywords, phases
         **given,
     )
     np.testing.assert_array_equal(np.moveaxis(found, -1, 1), wanted.astype(found.dtype))
+
+
+@pytest.mark.parametrize(("stride", "phased"), [((4, 4), True), ((1, 17), False), ((1, 1), False)])
+def test_dx_of_many_phases_is_scattered(stride, phased):
+    geometry, single = layer_of((2, 19, 30, 20), (2, 2), {"stride": stride}), np.dtype(np.float32)
+    plan = input_grad_plan("im2col", geometry, "channels_last", single, single, 64 * MIB)
+    assert isinstance(plan, PhasedPlan) is phased
 
 
 def test_cells_that_see_no_tap_get_the_bias_of_a_transposed_layer():

@@ -154,8 +154,8 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
 def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
     phased = each == "input_grad" and max(geometry.stride) > 1
-    enough = geometry.C >= (LEAST_CHANNELS_OF_PHASES if phased else LEAST_CHANNELS)
-    return enough and geometry.taps <= MOST_TAPS
+    channels, least = geometry.C, LEAST_CHANNELS_OF_PHASES if phased else LEAST_CHANNELS
+    return channels >= least and geometry.taps <= MOST_TAPS
 
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from im2col_conv.engine.plan import Plan, workers_for, workers_for_all
 from im2col_conv.engine.workers import Scratch, Task, lend_scratch, run_tasks
 
-__all__ = ["Job", "Work", "run_jobs"]
+__all__ = ["Job", "Work", "in_a_row", "run_jobs"]
 
 
 def _nothing(workers: int) -> None:
@@ -59,12 +59,17 @@ def _run(job: Job, workers: int) -> None:
 def _run_together(jobs: Sequence[Job], workers: int) -> None:
     with lend_scratch() as shared:
         works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
-        ends = list(accumulate(tasks))
-
-        def task(index: int, scratch: Scratch) -> None:
-            at = bisect_right(ends, index)
-            works[at].task(index - ends[at] + tasks[at], scratch)
-
-        run_tasks(task, ends[-1], workers)
+        run_tasks(in_a_row([work.task for work in works], tasks), sum(tasks), workers)
         for work in works:
             work.finish(workers)
+
+
+def in_a_row(tasks: Sequence[Task], counts: Sequence[int]) -> Task:
+    """Return the task of several, ``counts`` of each, that are numbered one after another."""
+    ends = list(accumulate(counts))
+
+    def task(index: int, scratch: Scratch) -> None:
+        at = bisect_right(ends, index)
+        tasks[at](index - ends[at] + counts[at], scratch)
+
+    return task

@@ -13,11 +13,10 @@ whose channels come last.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,13 +24,14 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.im2col.depthwise import is_viewed
 from im2col_conv.engine.im2col.forward import ForwardPlan, forward, plan_forward
-from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.jobs import Work, in_a_row
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["PhasedPlan", "input_grad_by_phases", "is_phased", "plan_phases"]
+__all__ = ["PhasedPlan", "input_grad_by_phases", "plan_phases"]
+
+MOST_PHASES = 16
 
 
 class _Phase(NamedTuple):
@@ -51,11 +51,6 @@ class PhasedPlan(Plan):
     unseen: tuple[Slices, ...]
 
 
-def is_phased(geometry: ConvGeometry, layout: str) -> bool:
-    """Say whether dx is made phase by phase, where memory allows it."""
-    return is_viewed(geometry, layout) and max(geometry.stride) > 1 and 0 not in geometry.x_shape
-
-
 @lru_cache(maxsize=256)
 def plan_phases(
     geometry: ConvGeometry,
@@ -64,8 +59,9 @@ def plan_phases(
     result: np.dtype[Any],
     workspace: int,
 ) -> PhasedPlan | None:
-    """Draw the passes that make dx; None where their columns would not be views."""
-    if not is_phased(geometry, layout):
+    """Draw the passes that make dx; None where their columns are no views, or phases are many."""
+    most = math.prod(map(min, geometry.stride, geometry.size))
+    if not is_viewed(geometry, layout) or not 1 < most <= MOST_PHASES:
         return None
     phases, unseen = [], []
     for axes in product(*_phases_of_axes(geometry)):
@@ -103,14 +99,7 @@ def input_grad_by_phases(
         taps = np.flip(w[:, :, *phase.taps], tuple(range(2, w.ndim)))
         part = dx[:, :, *phase.cells]
         tasks.append(forward(phase.plan, dout[:, :, *phase.outs], taps, b, part).task)
-    counts = [phase.plan.tasks for phase in plan.phases]
-    ends = list(accumulate(counts))
-
-    def fill(index: int, scratch: Scratch) -> None:
-        at = bisect_right(ends, index)
-        tasks[at](index - ends[at] + counts[at], scratch)
-
-    return Work(fill)
+    return Work(in_a_row(tasks, [phase.plan.tasks for phase in plan.phases]))
 
 
 class _AxisPhase(NamedTuple):
