@@ -446,7 +446,7 @@ def test_windows_that_do_not_overlap_are_copied_from_where_they_lie(layout, monk
     monkeypatch.setattr(gathering, "gather", None)  # not tap by tap, sparse as they are
     x_shape, w_shape, keywords = (2, 3, 45, 80), (4, 3, 3, 4), {"stride": (4, 4)}
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    assert gathering._phases(geometry) == 1
+    assert gathering.phases_of(geometry) == 1
     assert_equal_to_the_reference(x_shape, w_shape, keywords, np.float32, layout)
 
 
