@@ -5,10 +5,12 @@ import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine.choice import input_grad_plan, way_of
+from im2col_conv.engine.choice import input_grad_plan, way_of, weight_grad_plan
 from im2col_conv.engine.im2col.depthwise import MANY_CHANNELS, viewed_columns
+from im2col_conv.engine.im2col.forward import plan_forward
 from im2col_conv.engine.im2col.phased import PhasedPlan
 from im2col_conv.engine.openblas import private_blas, why_not
+from im2col_conv.engine.plan import workers_for
 
 MIB = 2**20
 
@@ -235,3 +237,13 @@ def test_auto_takes_views_of_few_taps_and_bands_of_many(shape, kernel, stride, v
         way = way_of(each, "auto", geometry, "channels_last", single)
         assert way == ("im2col" if each in viewed else "implicit")
         assert way_of(each, "auto", geometry, "channels_first", single) == "implicit"
+
+
+@pytest.mark.parametrize(("channels", "tasks"), [(91, 1), (92, 4)])  # 19.8 and 20.01 million
+def test_cells_count_as_work_that_is_worth_sharing(channels, tasks):
+    geometry, single = layer_of((4, 40, 41, channels), (3, 5), {}), np.dtype(np.float32)
+    for plan in (
+        plan_forward(geometry, "channels_last", single, single, 64 * MIB),
+        weight_grad_plan("im2col", geometry, "channels_last", single, single, single, 64 * MIB),
+    ):
+        assert (plan.tasks, workers_for(plan, 2, 64 * MIB)) == (tasks, min(tasks, 2))

@@ -37,6 +37,7 @@ TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
 MANY_CHANNELS = 128  # that make a line of their own
 EVEN = 4  # workers who should get as many tiles each
+CELL_COST = 4  # operations of a product while a number is read or written
 
 
 class ViewedColumns(NamedTuple):
@@ -51,6 +52,8 @@ class ViewedColumns(NamedTuple):
         In how many a line of cells is stored.
     tile_bytes, weight_bytes : int
         Memory of a tile, and of the weights of a run.
+    work : int
+        Operations that columns would be multiplied with in the time of a pass.
     """
 
     tiling: Tiling
@@ -58,6 +61,7 @@ class ViewedColumns(NamedTuple):
     phases: int
     tile_bytes: int
     weight_bytes: int
+    work: int
 
 
 def is_viewed(geometry: ConvGeometry, layout: str) -> bool:
@@ -79,7 +83,9 @@ def viewed_columns(
     run = _run(geometry) if phases == geometry.stride[-1] else 1
     cell = geometry.C * dtype.itemsize
     weight_bytes = geometry.taps * run * cell
-    shares = 1 if is_small(geometry.flops) else EVEN
+    numbers = math.prod(geometry.x_shape) + math.prod(geometry.y_shape)
+    work = geometry.flops + CELL_COST * numbers
+    shares = 1 if is_small(work) else EVEN
     share = -(-geometry.N * geometry.positions // shares)
     most = min(share, max(TILE_BYTES // (cell * (1 + math.prod(geometry.stride))), 1))
     while most:
@@ -95,7 +101,7 @@ def viewed_columns(
         return None
     extent = (geometry.N, geometry.groups, *geometry.out)
     tiling = Tiling(extent, (step[0], geometry.groups, *step[1:]))
-    return ViewedColumns(tiling, run, phases, tile_bytes, weight_bytes)
+    return ViewedColumns(tiling, run, phases, tile_bytes, weight_bytes, work)
 
 
 def _run(geometry: ConvGeometry) -> int:

@@ -56,7 +56,7 @@ def plan_forward(
             tasks=views.tiling.boxes,
             worker_bytes=views.tile_bytes,
             shared_bytes=views.weight_bytes,
-            work=geometry.flops,
+            work=views.work,
             columns=Columns(geometry, rows=True),
             arithmetic=arithmetic,
             views=views,

@@ -82,7 +82,7 @@ def plan_phases(
         tasks=sum(plan.tasks for plan in plans),
         worker_bytes=max(plan.worker_bytes for plan in plans),
         shared_bytes=sum(plan.shared_bytes for plan in plans),
-        work=geometry.flops,
+        work=sum(plan.work for plan in plans),
         phases=tuple(phases),
         unseen=tuple(unseen),
     )

@@ -81,7 +81,7 @@ def plan_weight_grad(
             tasks=sums,
             worker_bytes=views.tile_bytes + sum_bytes,
             shared_bytes=sums * sum_bytes if sums > 1 else 0,
-            work=geometry.flops,
+            work=views.work,
             columns=Columns(geometry, rows=True),
             arithmetic=arithmetic,
             sums=sums,
