@@ -66,8 +66,8 @@ SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
-# Of depthwise layers whose columns are views, LEAST_CHANNELS as well; for dx with a stride more.
-MOST_TAPS, LEAST_CHANNELS_OF_PHASES = 15, 64
+# Of depthwise layers whose columns are views: taps, and with a stride and MANY_CHANNELS.
+MOST_TAPS, MOST_TAPS_STRIDED, MANY_CHANNELS = 15, 25, 64
 
 
 def way_of(
@@ -153,9 +153,11 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
 
 def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
-    phased = each == "input_grad" and max(geometry.stride) > 1
-    channels, least = geometry.C, LEAST_CHANNELS_OF_PHASES if phased else LEAST_CHANNELS
-    return channels >= least and geometry.taps <= MOST_TAPS
+    channels, strided = geometry.C, max(geometry.stride) > 1
+    if strided and each == "input_grad":
+        return channels >= MANY_CHANNELS and geometry.taps <= MOST_TAPS
+    most = MOST_TAPS_STRIDED if strided and channels >= MANY_CHANNELS else MOST_TAPS
+    return channels >= LEAST_CHANNELS and geometry.taps <= most
 
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
