@@ -25,7 +25,7 @@ LAYERS = {
     "phases and dilation": ((2, 7, 25, 4), (2, 3), {"stride": (1, 2), "dilation": (1, 3)}, 10),
     "many channels": ((2, 8, 9, 130), (3, 3), {"padding": (0, 1), "stride": (1, 2)}, 1),
     "several runs and a rest": ((2, 4, 47, 150), (3, 5), {"padding": (1, 2)}, 24),
-    "several runs, two phases": ((2, 3, 150, 90), (3, 7), {"stride": (1, 2)}, 24),
+    "several runs, two phases": ((2, 3, 155, 70), (3, 7), {"stride": (1, 2)}, 38),
     "single cells": ((1, 16, 17, 300), (15, 15), {}, 1),
     "one output a line": ((4, 6, 3, 8), (2, 3), {"padding": (1, 0)}, 1),
     "uneven padding": ((2, 5, 6, 3), (3, 3), {"padding": ((0, 4), (5, 1))}, 10),
@@ -223,9 +223,13 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride", "viewed"),
     [
-        ((8, 60, 61, 16), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
+        ((8, 60, 61, 64), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
+        ((8, 60, 61, 63), (3, 5), 1, {"forward", "input_grad"}),
+        ((8, 60, 61, 16), (3, 5), 1, {"forward", "input_grad"}),
         ((8, 60, 61, 15), (3, 5), 1, set()),
         ((8, 60, 61, 16), (4, 4), 1, set()),
+        ((8, 60, 61, 16), (3, 5), (2, 1), {"forward", "weight_grad"}),
+        ((8, 60, 61, 15), (3, 5), (2, 1), set()),
         ((8, 60, 61, 63), (3, 5), (2, 1), {"forward", "weight_grad"}),
         ((8, 60, 61, 64), (3, 5), (1, 2), {"forward", "weight_grad", "input_grad"}),
         ((8, 60, 61, 64), (5, 5), (2, 1), {"forward", "weight_grad"}),

@@ -66,7 +66,7 @@ SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
-# Of depthwise layers whose columns are views: taps, and with a stride and MANY_CHANNELS.
+# Of depthwise layers whose columns are views.
 MOST_TAPS, MOST_TAPS_STRIDED, MANY_CHANNELS = 15, 25, 64
 
 
@@ -154,10 +154,10 @@ def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
 def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
     channels, strided = geometry.C, max(geometry.stride) > 1
-    if strided and each == "input_grad":
-        return channels >= MANY_CHANNELS and geometry.taps <= MOST_TAPS
-    most = MOST_TAPS_STRIDED if strided and channels >= MANY_CHANNELS else MOST_TAPS
-    return channels >= LEAST_CHANNELS and geometry.taps <= most
+    many = channels >= MANY_CHANNELS
+    most = MOST_TAPS_STRIDED if strided and many and each != "input_grad" else MOST_TAPS
+    slow = each == "input_grad" if strided else each == "weight_grad"
+    return geometry.taps <= most and (many or (channels >= LEAST_CHANNELS and not slow))
 
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:

@@ -35,7 +35,7 @@ __all__ = ["ViewedColumns", "forward", "is_viewed", "viewed_columns", "weight_pr
 # Measured: docs/performance.md.
 TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
-MANY_CHANNELS = 128  # that make a line of their own
+MANY_CHANNELS = 80  # that make a line of their own
 EVEN = 4  # workers who should get as many tiles each
 CELL_COST = 4  # operations of a product while a number is read or written
 
