@@ -89,19 +89,19 @@ def viewed_columns(
     share = -(-geometry.N * geometry.positions // shares)
     most = min(share, max(TILE_BYTES // (cell * (1 + math.prod(geometry.stride))), 1))
     while most:
-        step = cut_evenly((geometry.N, *geometry.out), most, shares).step
-        made, seen = math.prod(step), step[0] * math.prod(_seen(geometry, step[1:], phases))
-        tile_bytes = (seen + made * (2 if phases > 1 else 1)) * cell + weight_bytes
-        if EVEN * tile_bytes + weight_bytes <= workspace:
-            break
+        images, *outs = cut_evenly((geometry.N, *geometry.out), most, shares).step
+        made, seen = math.prod(outs), math.prod(_seen(geometry, tuple(outs), phases))
+        # what is seen, made, and with several phases the sums of one
+        stored = images * (seen + (2 if phases > 1 else 1) * made)
+        if EVEN * (stored * cell + weight_bytes) + weight_bytes <= workspace:
+            if seen > geometry.taps * made:
+                return None
+            extent = (geometry.N, geometry.groups, *geometry.out)
+            tiling = Tiling(extent, (images, geometry.groups, *outs))
+            tile_bytes = stored * cell + weight_bytes
+            return ViewedColumns(tiling, run, phases, tile_bytes, weight_bytes, work)
         most //= 2
-    else:
-        return None
-    if seen > geometry.taps * made:
-        return None
-    extent = (geometry.N, geometry.groups, *geometry.out)
-    tiling = Tiling(extent, (step[0], geometry.groups, *step[1:]))
-    return ViewedColumns(tiling, run, phases, tile_bytes, weight_bytes, work)
+    return None
 
 
 def _run(geometry: ConvGeometry) -> int:
@@ -187,11 +187,11 @@ def weight_product(
     for taps, windows in turns:
         for cols, line in _runs(views.run, windows, douts):
             t, o = _axes(geometry.ndim, cols)
-            for part in _parts(views.run, cols, geometry.ndim):
+            for some in _parts(views.run, cols, geometry.ndim):
                 # dW (t, L) = the sum over o of dout (o, L) * cols (t, o, L)
-                product = np.einsum(cols[part], t + o, line, o, t + o[-1:])
+                product = np.einsum(cols[some], t + o, line, o, t + o[-1:])
                 cells = product.reshape(*product.shape[:-1], -1, len(x))
-                dw[*taps][part] += cells.sum(axis=-2)
+                dw[*taps][some] += cells.sum(axis=-2)
     if any(map(any, geometry.padding)) and not np.isfinite(dw).all():
         _multiply_inside(geometry, douts, x, box, dw)
     return np.moveaxis(dw, -1, 0).reshape(len(x), 1, -1)

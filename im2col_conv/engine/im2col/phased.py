@@ -74,14 +74,16 @@ def plan_phases(
         if plan.views is None:
             return None
         phases.append(_Phase(cells, outs, taps, plan))
-    if not phases:
-        return None
     plans = [phase.plan for phase in phases]
+    worker_bytes = max((plan.worker_bytes for plan in plans), default=0)
+    shared_bytes = sum(plan.shared_bytes for plan in plans)
+    if worker_bytes + shared_bytes > workspace or not plans:
+        return None
     return PhasedPlan(
         tiling=max((plan.tiling for plan in plans), key=lambda tiling: tiling.cells),
         tasks=sum(plan.tasks for plan in plans),
-        worker_bytes=max(plan.worker_bytes for plan in plans),
-        shared_bytes=sum(plan.shared_bytes for plan in plans),
+        worker_bytes=worker_bytes,
+        shared_bytes=shared_bytes,
         work=sum(plan.work for plan in plans),
         phases=tuple(phases),
         unseen=tuple(unseen),
