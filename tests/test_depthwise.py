@@ -168,6 +168,19 @@ def test_dx_of_many_phases_is_scattered(stride, phased):
     assert isinstance(plan, PhasedPlan) is phased
 
 
+def test_phases_are_taken_where_all_of_them_are_views_and_fit_the_workspace():
+    single = np.dtype(np.float32)
+    geometry = layer_of((1, 13, 21, 155), (12, 12), {"stride": (4, 4)})  # mostly weights
+    kinds = set()
+    for workspace in range(50_000, 1_000_000, 5_000):
+        plan = input_grad_plan("im2col", geometry, "channels_last", single, single, workspace)
+        kinds.add(type(plan))
+        if isinstance(plan, PhasedPlan):
+            assert plan.worker_bytes + plan.shared_bytes <= workspace
+            assert all(phase.plan.views for phase in plan.phases)
+    assert len(kinds) == 2
+
+
 def test_cells_that_see_no_tap_get_the_bias_of_a_transposed_layer():
     y = np.ones((1, 2, 3, 4), np.float32)  # channels last
     w, b = np.full((4, 1, 1, 2), 3, np.float32), np.array([5, 6, 7, 8], np.float32)

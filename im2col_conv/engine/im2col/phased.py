@@ -147,7 +147,7 @@ def _phase_of_axis(
     # outputs that the first cell meets at its last tap, and the last cell at its first
     end = (cell + before - tap * dilation) // stride + cells
     first = end - cells - (taps - 1) * apart
-    start = min(max(first, 0), out)
+    start = max(first, 0)
     stop = max(min(end, out), start)
     return _AxisPhase(
         cells=slice(cell, None, stride),
