@@ -11,6 +11,7 @@ from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, whole
 
 __all__ = [
+    "EVEN",
     "SMALL_FLOPS",
     "TILE_BYTES",
     "Tiling",
@@ -29,6 +30,7 @@ LEAST_POSITIONS = 512
 LEAST_SHARE = 128
 LEAST_AFFORDED = 32
 SHARES = 8
+EVEN = 4  # workers who should get as many tiles each
 SHARE_FLOPS = 25 * 10**6
 SMALL_FLOPS = 2 * 10**7
 

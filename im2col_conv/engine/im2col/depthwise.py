@@ -25,7 +25,7 @@ from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.im2col.columns import Columns, Shape
 from im2col_conv.engine.im2col.gathering import view_windows
 from im2col_conv.engine.jobs import Work
-from im2col_conv.engine.tiling import Tiling, cut_evenly, is_small
+from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly, is_small
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, tap_slices, whole
@@ -36,7 +36,6 @@ __all__ = ["ViewedColumns", "forward", "is_viewed", "viewed_columns", "weight_pr
 TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
 MANY_CHANNELS = 80  # that make a line of their own
-EVEN = 4  # workers who should get as many tiles each
 CELL_COST = 4  # operations of a product while a number is read or written
 
 

@@ -19,7 +19,7 @@ from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import SHARES, Tiling, cut, cut_evenly, overlap_of
+from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut, cut_evenly, overlap_of
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
@@ -49,7 +49,6 @@ DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
 MANY_IMAGES = 16  # that make a product of one output of each
-EVEN = 4  # workers who should get as many tiles each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
 """What a tile makes, by name; for dw it is the part of dout that is read."""
