@@ -441,6 +441,16 @@ def test_one_image_of_few_channels_is_shared_though_it_is_added_up_beside_dx(dty
     assert (plan.tasks, plan.blocks.step[-2:]) == (4, (56, 200))
 
 
+@pytest.mark.parametrize("workspace", [MIB, 2 * MIB, 8 * MIB])
+@layouts
+def test_a_block_that_is_added_up_beside_dx_stays_as_small_as_its_room(workspace, layout):
+    geometry = ic.ConvGeometry.from_shapes((1, 8, 900, 400), (16, 8, 3, 5), stride=2)
+    single = np.dtype(np.float32)
+    plan = input_grad_plan("im2col", geometry, layout, single, single, workspace)
+    assert plan.buffered
+    assert plan.worker_bytes + plan.shared_bytes <= workspace
+
+
 @layouts
 def test_windows_that_do_not_overlap_are_copied_from_where_they_lie(layout, monkeypatch):
     monkeypatch.setattr(gathering, "gather", None)  # not tap by tap, sparse as they are
