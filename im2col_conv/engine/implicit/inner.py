@@ -51,6 +51,8 @@ __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
+TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges as soon as three
+SET_BYTES = 2**11  # of addresses so far apart, a dozen have a place in the first cache
 PACKED_AT_ONCE = 5 * 2**16  # numbers of weights between the copies that arrange them
 
 
@@ -145,6 +147,9 @@ class ChannelsInner:
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
             for part, packed in _parts(weights[group], W[group], block):
                 f, c, taps = part.shape
+                if _turns_at_once(part):
+                    packed[...] = part.transpose(2, 1, 0)
+                    continue
                 near = scratch.array("near", (f, row_of(c * taps)), dtype)[:, : c * taps]
                 near[...] = part.reshape(f, -1)
                 turned = scratch.array("W", (c * taps, f), dtype)
@@ -236,6 +241,15 @@ def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, A
     step = max(1, PACKED_AT_ONCE // (taps * many))
     for c in range(0, C, step):
         yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
+
+
+def _turns_at_once(weights: Array) -> bool:
+    """Say whether one copy by NumPy turns ``weights[f, c, tap]`` sooner than several calls.
+
+    Not many, nor where all filters begin in the same sets of the processor's first cache.
+    """
+    filter_bytes = weights[0].size * weights.itemsize
+    return weights.size < TURNED_AT_ONCE and filter_bytes % SET_BYTES != 0
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None
