@@ -21,14 +21,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.copies import as_matrix, lies, shadow
+from im2col_conv.engine.copies import as_matrix, copy_lines, lies, shadow
 from im2col_conv.engine.implicit.moves import (
     last_to,
     move,
     move_images,
     move_matrix,
 )
-from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, even_pieces, row_of, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, even_pieces, row_of, sums_of, sums_of_rows
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products
@@ -41,6 +41,8 @@ __all__ = ["Pointwise", "is_pointwise"]
 BLOCK = 64  # channels of a result in one product
 DEPTH = 128  # most that a product sums over
 LINE = 96  # positions of one product
+MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
+SET = 512  # numbers from one to the next that begins in the same set of the first cache
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -120,6 +122,8 @@ class Pointwise:
             move_images(blas, memory.reshape(image.shape), image)
 
     def sums(self, memory: Array, image: Array) -> Array:
+        if _lie_of(memory).inner:
+            return sums_of_rows(memory.transpose(1, 2, 0))
         return sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
@@ -128,7 +132,7 @@ class Pointwise:
         chunks = np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C)
         if not self.by_rows:
             return Whole(chunks)
-        W = room("weights", (g, C, F), dtype).reshape(g, C, -1, self.chunk(F)).swapaxes(1, 2)
+        W = room("weights", (g, F // self.chunk(F), C, self.chunk(F)), dtype)
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, chunk: int) -> None:
             move_matrix(blas, chunks[group, chunk], W[group, chunk].T)
@@ -136,10 +140,17 @@ class Pointwise:
         return Blockwise(W, make)
 
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
-        """Return (g, chunks of C, F, C of a chunk), a view of the same."""
+        """Return (g, chunks of C, F, C of a chunk), a view of the same; by rows, a copy."""
         g, F, C = w.shape[:3]
-        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C))
-        return Whole(chunks.swapaxes(1, 2))
+        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C)).swapaxes(1, 2)
+        if not self.by_rows or chunks.size < MANY_WEIGHTS:
+            return Whole(chunks)
+        W = room("weights", chunks.shape, dtype)
+
+        def make(blas: OpenBlas, scratch: Scratch, group: int, chunk: int) -> None:
+            copy_lines(chunks[group, chunk], W[group, chunk])
+
+        return Blockwise(W, make)
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *_ = shape
@@ -237,16 +248,20 @@ def _multiply(
     turned: bool,
 ) -> None:
     """Set ``target`` to W ``source`` plus ``bias``; ``turned``, W (M, K) is stored as (K, M)."""
-    given, result, row = _lie_of(source), _lie_of(target), W.strides[-2] // W.itemsize
+    given, result = _lie_of(source), _lie_of(target)
+    block, row = (step // W.itemsize for step in W.strides[:2])
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
-    products = _weighted(given, result, row, turned, bias is not None)
+    products = _weighted(given, result, (block, row, W.shape[-1]), turned, bias is not None)
     blas.run(products, a, b, target, bias)
 
 
 @lru_cache(maxsize=KEPT)
-def _weighted(source: _Lie, target: _Lie, row: int, turned: bool, biased: bool) -> Products:
+def _weighted(
+    source: _Lie, target: _Lie, weights: tuple[int, int, int], turned: bool, biased: bool
+) -> Products:
+    block, row, width = weights
     if target.inner:
         left, right = not source.inner, not turned
     else:
@@ -255,7 +270,7 @@ def _weighted(source: _Lie, target: _Lie, row: int, turned: bool, biased: bool) 
     n = np.arange(source.images).reshape(-1, 1, 1, 1)
     (p, L), (m, M) = _pieces(target.positions, LINE, 1), _pieces(target.channels, BLOCK, 2)
     k, K = even_pieces(source.channels, DEPTH)  # along the last axis of four
-    W = Operand(k * row + m if turned else m * row + k, row)
+    W = Operand(m // width * block + m % width + k * row if turned else m * row + k, row)
     x, y, first = source.at(n, k, p), target.at(n, m, p), k == 0
     b = Bias(m, by_rows=not target.inner) if biased else None
     if target.inner:
@@ -267,9 +282,13 @@ def _weighted(source: _Lie, target: _Lie, row: int, turned: bool, biased: bool) 
 
 @lru_cache(maxsize=KEPT)
 def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
+    if x.is_one_line and dout.is_one_line:
+        x, dout = x.as_one_line(), dout.as_one_line()
     n = np.arange(x.images).reshape(-1, 1, 1, 1)
-    # Rows of many channels may all begin in the same few sets of the cache: then few at a time.
     length, rows = (BLOCK, DEPTH) if x.inner else (DEPTH, BLOCK)
+    if x.inner and x.row % SET == 0:
+        # All rows begin in the same few sets of the cache: so few of them at a time.
+        length, rows = 16, 256
     p, L = _pieces(x.positions, length, 1)
     f, F = _pieces(dout.channels, BLOCK, 2)
     c, C = _pieces(x.channels, rows, 3)
