@@ -1,4 +1,4 @@
-"""Depthwise layers whose channels come last: columns that are views, and when they are taken."""
+"""Depthwise layers: columns that are views of cells with channels innermost, and when."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,11 @@ import pytest
 import im2col_conv as ic
 from im2col_conv import reference
 from im2col_conv.engine.choice import input_grad_plan, way_of, weight_grad_plan
-from im2col_conv.engine.im2col.depthwise import MANY_CHANNELS, viewed_columns
+from im2col_conv.engine.im2col.depthwise import (
+    MANY_CHANNELS,
+    SHORT_LINE,
+    viewed_columns,
+)
 from im2col_conv.engine.im2col.forward import plan_forward
 from im2col_conv.engine.im2col.phased import PhasedPlan
 from im2col_conv.engine.openblas import private_blas, why_not
@@ -78,6 +82,65 @@ def test_columns_that_are_views_give_what_the_reference_gives(shape, kernel, key
     found = passes(x, w, b, dout, layout="channels_last", **keywords)
     results = [other.astype(one.dtype) for one, other in zip(found, wanted, strict=True)]
     assert_equal_to_channels_first(found, results)
+
+
+FIRST = {  # (N, *size, C), kernel, keywords; each pass has half a million operations and more
+    "two axes": ((2, 17, 13, 77), (3, 4), {"padding": ((1, 0), (2, 1))}),
+    "one axis": ((3, 18, 670), (9,), {"padding": (2,)}),
+    "three axes": ((2, 5, 9, 8, 50), (2, 3, 3), {"padding": (1, 0, 1)}),
+    "stride": ((2, 23, 20, 140), (3, 4), {"padding": 1, "stride": (3, 2)}),
+    "stride and dilation": ((3, 21, 18, 70), (3, 3), {"stride": (1, 2), "dilation": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize(("shape", "kernel", "keywords"), FIRST.values(), ids=FIRST)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32])
+def test_channels_that_come_first_are_laid_beside_each_other(shape, kernel, keywords, dtype):
+    geometry = layer_of(shape, kernel, keywords)
+    single = np.dtype(np.float32)
+    assert viewed_columns(geometry, "channels_first", single, 64 * MIB) is not None
+    strided = max(geometry.stride) > 1
+    plan = input_grad_plan("im2col", geometry, "channels_first", single, single, 64 * MIB)
+    assert isinstance(plan, PhasedPlan) is strided
+    x, w, b, dout = arrays_of(geometry, dtype)
+    if dtype == np.float16:  # sums that it holds
+        x, w, dout = (np.clip(each, -1, 1) for each in (x, w, dout))
+    given = {"groups": geometry.C, **keywords}
+    wanted = (reference.conv(x, w, b, **given), *reference.conv_grads(dout, x, w, **given))
+    for one, other in zip(passes(x, w, b, dout, **keywords), wanted, strict=True):
+        np.testing.assert_array_equal(one, other.astype(one.dtype))
+    with ic.set_workspace(2**18), ic.set_workers(3):
+        parts = passes(x, w, b, dout, **keywords)
+    for one, other in zip(parts, wanted, strict=True):
+        np.testing.assert_array_equal(one, other.astype(one.dtype))
+
+
+def test_integers_of_any_line_are_laid_beside_each_other():
+    geometry = layer_of((2, 30, 33, 48), (3, 3), {"padding": 1})
+    x, w, b, dout = arrays_of(geometry, np.int64)
+    x[0, 0, 0], w[0], dout[-1, -1, -1] = 2**61 + 1, 3**30, -(2**60) - 7  # modulo 2**64
+    last = [np.moveaxis(each, 1, -1).copy() for each in (x, dout)]
+    wanted = passes(last[0], w, b, last[1], layout="channels_last", padding=1)
+    assert_equal_to_channels_first(wanted, passes(x, w, b, dout, padding=1))
+    whole = reference.conv(x, w, b, padding=1, groups=48)
+    np.testing.assert_array_equal(ic.conv(x, w, b, padding=1, groups=48), whole)
+
+
+@pytest.mark.parametrize(
+    ("line", "filters", "dtype", "viewed"),
+    [
+        (SHORT_LINE - 1, 131, np.float32, True),  # 503,040 operations
+        (SHORT_LINE, 129, np.float32, False),
+        (SHORT_LINE, 129, np.int64, True),
+        (SHORT_LINE - 1, 130, np.float32, False),  # 499,200
+        (SHORT_LINE, 119, np.int64, False),  # 487,424
+        (SHORT_LINE - 1, 129, np.complex64, False),
+    ],
+)
+def test_channels_are_laid_beside_each_other_where_that_pays(line, filters, dtype, viewed):
+    geometry = layer_of((2, 16, line + 3, filters), (1, 4), {})
+    views = viewed_columns(geometry, "channels_first", np.dtype(dtype), 64 * MIB)
+    assert (views is not None) is viewed
 
 
 @pytest.mark.parametrize("layer", sorted(LAYERS.keys() - {"single cells"}))  # long as columns

@@ -44,6 +44,7 @@ LAYERS = [
     ((2, 70, 11, 8), (130, 35, 4, 3), {"stride": (1, 3), "groups": 2, "padding": 2}, ChannelsInner),
     ((2, 150, 17), (20, 150, 3), {"padding": 1, "dilation": 2}, ChannelsInner),
     ((1, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
+    ((2, 64, 9, 6), (66, 64, 4, 2), {"padding": 1}, ChannelsInner),  # filters in the same sets
     ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
     ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, Spread),
     ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, ChannelsOuter),
@@ -69,6 +70,7 @@ LAYERS = [
     ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
+    ((3, 512, 5, 7), (576, 512, 1, 1), {}, Pointwise),  # many weights; rows in the same sets
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
     ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Pointwise),
     ((3, 1, 9, 30), (1, 1, 3, 2), {"padding": 1}, Spread),  # one plane for one plane

@@ -122,7 +122,8 @@ def _implicit_pays(
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
-    if is_viewed(geometry, layout) and _views_pay(each, geometry):
+    last = layout == "channels_last"
+    if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout)
@@ -136,7 +137,6 @@ def _implicit_pays(
         return flops >= LEAST_SCATTERED
     if each == "input_grad":
         return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
-    last = layout == "channels_last"
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
     enough = flops >= LEAST_FLOPS and line >= least

@@ -1,4 +1,4 @@
-r"""Depthwise layers whose channels come last: columns are a view, and nothing is copied to them.
+r"""Depthwise layers: with channels innermost, columns are a view, and nothing is copied to them.
 
 Every channel sees itself alone, so a column holds the taps of one channel, and beside it lie those
 of all others. The columns of a tile are therefore a view :math:`cols[t, n, o, c]` of its padded
@@ -10,7 +10,9 @@ cells, and
 multiply number by number. ``np.einsum`` does so in one pass over lines of L numbers, which should
 be long: the channels of a *run* of neighbouring cells, for each of which the weights are stored
 once. Where the stride is more than 1, cells are stored by phases, so that those under neighbouring
-outputs are neighbours too, unless a cell alone has channels enough.
+outputs are neighbours too, unless a cell alone has channels enough. Where channels come first, the
+copies that are made anyway, of the padded cells, of y and dout, have them innermost: lines of few
+outputs, and integers, pay for that.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ __all__ = ["ViewedColumns", "forward", "is_viewed", "viewed_columns", "weight_pr
 TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
 MANY_CHANNELS = 80  # that make a line of their own
+SHORT_LINE = 16  # outputs up to which channels that come first are laid beside each other,
+LEAST_TURNED = 5 * 10**5  # if a pass has so many operations
 CELL_COST = 4  # operations of a product while a number is read or written
 
 
@@ -63,20 +67,26 @@ class ViewedColumns(NamedTuple):
     work: int
 
 
-def is_viewed(geometry: ConvGeometry, layout: str) -> bool:
-    """Say whether each channel sees itself alone, and they lie beside each other."""
-    return layout == "channels_last" and geometry.C == geometry.F == geometry.groups > 1
+def is_viewed(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
+    """Say whether each channel sees itself alone, and all lie beside each other or should.
+
+    Complex numbers have no such columns.
+    """
+    if dtype.kind == "c" or not geometry.C == geometry.F == geometry.groups > 1:
+        return False
+    short = geometry.out[-1] < SHORT_LINE or dtype.kind == "i"  # whose products take long
+    return layout == "channels_last" or (short and geometry.flops >= LEAST_TURNED)
 
 
 def viewed_columns(
     geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
 ) -> ViewedColumns | None:
-    """Return the tiles of a depthwise layer whose channels come last; None for any other.
+    """Return the tiles of a depthwise layer; None where its columns are no views.
 
     None also where windows are so sparse that views would take more memory than columns, or where
     the workspace is too small.
     """
-    if not is_viewed(geometry, layout) or dtype.kind == "c" or 0 in geometry.y_shape:
+    if not is_viewed(geometry, layout, dtype) or 0 in geometry.y_shape:
         return None
     phases = geometry.stride[-1] if geometry.C < MANY_CHANNELS else 1
     run = _run(geometry) if phases == geometry.stride[-1] else 1
@@ -178,8 +188,9 @@ def weight_product(
     """Return one tile's dw (g, 1, taps), of ``dout[g, 1, n, *o]`` and ``x[g, 1, n, *size]``."""
     geometry = columns.geometry
     part = np.moveaxis(dout[:, 0], 0, -1)
-    douts = part if part.dtype == dtype else scratch.array("dout", part.shape, dtype)
-    if douts is not part:
+    douts = part
+    if part.dtype != dtype or not _follow(part):
+        douts = scratch.array("dout", part.shape, dtype)
         douts[...] = part
     dw = np.zeros((*geometry.kernel, len(x)), dtype)
     turns = view_windows(columns, scratch, x.swapaxes(0, 1), dtype, box, views.phases)

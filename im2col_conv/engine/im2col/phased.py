@@ -61,7 +61,7 @@ def plan_phases(
 ) -> PhasedPlan | None:
     """Draw the passes that make dx; None where their columns are no views, or phases are many."""
     most = math.prod(map(min, geometry.stride, geometry.size))
-    if not is_viewed(geometry, layout) or not 1 < most <= MOST_PHASES:
+    if not is_viewed(geometry, layout, result) or not 1 < most <= MOST_PHASES:
         return None
     phases, unseen = [], []
     for axes in product(*_phases_of_axes(geometry)):
@@ -70,7 +70,8 @@ def plan_phases(
         if part is None:
             unseen.append(cells)
             continue
-        plan = plan_forward(part, layout, dout_type, result, workspace // 2)
+        # All phases as views, however small: these lie so in any layout.
+        plan = plan_forward(part, "channels_last", dout_type, result, workspace // 2)
         if plan.views is None:
             return None
         phases.append(_Phase(cells, outs, taps, plan))

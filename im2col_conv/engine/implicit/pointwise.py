@@ -28,7 +28,15 @@ from im2col_conv.engine.implicit.moves import (
     move_images,
     move_matrix,
 )
-from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, even_pieces, row_of, sums_of, sums_of_rows
+from im2col_conv.engine.implicit.tile import (
+    KEPT,
+    Shape,
+    Tile,
+    even_pieces,
+    row_of,
+    sums_of,
+    sums_of_rows,
+)
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products

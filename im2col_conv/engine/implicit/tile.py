@@ -92,13 +92,15 @@ def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
 
 def sums_of_rows(memory: Array) -> Array:
     """Return the sum of each channel of ``memory[..., line, c]``, by a product with ones."""
-    channels = memory.shape[-1]
+    *_, lines, channels = memory.shape
+    total: Array
     try:
         rows = memory.reshape(-1, channels, copy=False)
     except ValueError:  # line by line
-        rows = memory
-    totals = np.matmul(np.ones(rows.shape[-2], memory.dtype), rows)
-    total: Array = totals.reshape(-1, channels).sum(axis=0)
+        totals = np.matmul(np.ones(lines, memory.dtype), memory)
+        total = totals.reshape(-1, channels).sum(axis=0)
+    else:  # np.matmul would keep the interpreter's lock, since what it makes is small
+        total = np.dot(np.ones(len(rows), memory.dtype), rows)
     return total
 
 
