@@ -248,8 +248,7 @@ def _turns_at_once(weights: Array) -> bool:
 
     Not many, nor where all filters begin in the same sets of the processor's first cache.
     """
-    filter_bytes = weights[0].size * weights.itemsize
-    return weights.size < TURNED_AT_ONCE and filter_bytes % SET_BYTES != 0
+    return weights.size < TURNED_AT_ONCE and weights.strides[0] % SET_BYTES != 0
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None
