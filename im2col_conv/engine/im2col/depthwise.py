@@ -38,8 +38,8 @@ __all__ = ["ViewedColumns", "forward", "is_viewed", "viewed_columns", "weight_pr
 TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
 MANY_CHANNELS = 80  # that make a line of their own
-SHORT_LINE = 16  # outputs up to which channels that come first are laid beside each other,
-LEAST_TURNED = 5 * 10**5  # if a pass has so many operations
+SHORT_LINE = 16  # outputs, below which channels that come first are laid beside each other
+LEAST_TURNED = 5 * 10**5  # operations of a pass that pay for it
 CELL_COST = 4  # operations of a product while a number is read or written
 
 
@@ -74,8 +74,8 @@ def is_viewed(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool
     """
     if dtype.kind == "c" or not geometry.C == geometry.F == geometry.groups > 1:
         return False
-    short = geometry.out[-1] < SHORT_LINE or dtype.kind == "i"  # whose products take long
-    return layout == "channels_last" or (short and geometry.flops >= LEAST_TURNED)
+    slow = geometry.out[-1] < SHORT_LINE or dtype.kind == "i"  # as columns that are copied
+    return layout == "channels_last" or (slow and geometry.flops >= LEAST_TURNED)
 
 
 def viewed_columns(

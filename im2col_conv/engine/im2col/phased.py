@@ -7,7 +7,7 @@ one: a convolution of dout with stride 1, and with these taps of w, flipped. Whe
 phase, dx is zero there.
 
 Columns of several phases are many small ones. It pays where they are views: for depthwise layers
-whose channels come last.
+whose channels lie beside each other, or are laid so.
 """
 
 from __future__ import annotations
