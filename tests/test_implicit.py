@@ -23,7 +23,7 @@ from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
-from im2col_conv.engine.implicit.weights import Blockwise
+from im2col_conv.engine.implicit.weights import Blockwise, Whole
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import KEPT_TABLES, Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
@@ -175,6 +175,25 @@ def test_equals_the_spine_for_any_geometry(data):
         one, all_passes(x, w, b, dout, algorithm="im2col", **keywords), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "w_shape", "kind"),
+    [
+        (ChannelsInner(False, False, 1), (1, 64, 70, 3, 3), Whole),
+        (ChannelsInner(False, False, 1), (2, 64, 70, 3, 3), Blockwise),
+        (ChannelsInner(False, False, 1), (1, 65, 70, 3, 3), Blockwise),
+        (ChannelsInner(False, False, 1), (1, 64, 300, 3, 3), Blockwise),  # many
+        (ChannelsInner(False, False, 1), (1, 64, 64, 4, 2), Blockwise),  # in the same sets
+        (Pointwise(by_rows=True), (1, 70, 130, 1, 1), Whole),
+        (Pointwise(by_rows=True), (1, 128, 130, 1, 1), Blockwise),
+        (Pointwise(by_rows=True), (1, 64, 512, 1, 1), Blockwise),  # many
+    ],
+)
+def test_one_small_block_of_weights_is_arranged_before_work_is_shared(arrangement, w_shape, kind):
+    weights = np.ones(w_shape, np.float32)
+    arranged = arrangement.forward_weights(weights, weights.dtype, Scratch().array)
+    assert type(arranged) is kind
 
 
 @needs_blas

@@ -49,6 +49,7 @@ __all__ = ["Pointwise", "is_pointwise"]
 BLOCK = 64  # channels of a result in one product
 DEPTH = 128  # most that a product sums over
 LINE = 96  # positions of one product
+TURNED_AT_ONCE = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
 SET = 512  # numbers from one to the next that begins in the same set of the first cache
 
@@ -141,6 +142,9 @@ class Pointwise:
         if not self.by_rows:
             return Whole(chunks)
         W = room("weights", (g, F // self.chunk(F), C, self.chunk(F)), dtype)
+        if W.shape[:2] == (1, 1) and W.size < TURNED_AT_ONCE:
+            W[0, 0] = chunks[0, 0].T
+            return Whole(W)  # all workers begin with this chunk, and would wait for who makes it
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, chunk: int) -> None:
             move_matrix(blas, chunks[group, chunk], W[group, chunk].T)
