@@ -52,6 +52,7 @@ __all__ = ["ChannelsInner"]
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
 TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges as soon as three
+TURNED_BACK_AT_ONCE = 2**16  # of sums for weights, likewise
 SET_BYTES = 2**11  # of addresses so far apart, a dozen have a place in the first cache
 PACKED_AT_ONCE = 5 * 2**16  # numbers of weights between the copies that arrange them
 
@@ -183,6 +184,9 @@ class ChannelsInner:
         weights = dw.reshape(F, C, -1)
         for block in range(len(sums)):
             for part, packed in _parts(weights, sums, block):
+                if part.size < TURNED_BACK_AT_ONCE:
+                    part[...] = packed.transpose(2, 1, 0)
+                    continue
                 order = (*part.shape[1:], len(part))
                 buffer = scratch.array("W", order, sums.dtype)  # in between, as (c, tap, f)
                 copy_lines(packed.swapaxes(0, 1), buffer)
