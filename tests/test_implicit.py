@@ -196,6 +196,17 @@ def test_one_small_block_of_weights_is_arranged_before_work_is_shared(arrangemen
     assert type(arranged) is kind
 
 
+@pytest.mark.parametrize(
+    ("by_rows", "w_shape", "kind"),
+    [(True, (1, 512, 512), Blockwise), (True, (1, 511, 512), Whole), (False, (1, 512, 512), Whole)],
+)
+def test_many_pointwise_weights_are_copied_for_dx_by_rows(by_rows, w_shape, kind):
+    weights = np.ones(w_shape, np.float32)
+    arrangement = Pointwise(by_rows=by_rows)
+    arranged = arrangement.input_grad_weights(weights, weights.dtype, Scratch().array)
+    assert type(arranged) is kind
+
+
 @needs_blas
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords"),
