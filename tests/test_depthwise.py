@@ -127,18 +127,18 @@ def test_integers_of_any_line_are_laid_beside_each_other():
 
 
 @pytest.mark.parametrize(
-    ("line", "filters", "dtype", "viewed"),
+    ("line", "channels", "dtype", "viewed"),
     [
         (SHORT_LINE - 1, 131, np.float32, True),  # 503,040 operations
         (SHORT_LINE, 129, np.float32, False),
         (SHORT_LINE, 129, np.int64, True),
         (SHORT_LINE - 1, 130, np.float32, False),  # 499,200
         (SHORT_LINE, 119, np.int64, False),  # 487,424
-        (SHORT_LINE - 1, 129, np.complex64, False),
+        (SHORT_LINE - 1, 131, np.complex64, False),
     ],
 )
-def test_channels_are_laid_beside_each_other_where_that_pays(line, filters, dtype, viewed):
-    geometry = layer_of((2, 16, line + 3, filters), (1, 4), {})
+def test_channels_are_laid_beside_each_other_where_that_pays(line, channels, dtype, viewed):
+    geometry = layer_of((2, 16, line + 3, channels), (1, 4), {})
     views = viewed_columns(geometry, "channels_first", np.dtype(dtype), 64 * MIB)
     assert (views is not None) is viewed
 

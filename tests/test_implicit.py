@@ -70,7 +70,7 @@ LAYERS = [
     ((3, 130, 9, 13), (70, 130, 1, 1), {}, Pointwise),  # one chunk of filters, uneven pieces
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
-    ((3, 512, 5, 7), (576, 512, 1, 1), {}, Pointwise),  # many weights; rows in the same sets
+    ((3, 512, 5, 7), (576, 512, 1, 1), {}, Pointwise),  # many weights; rows in one set
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
     ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Pointwise),
     ((3, 1, 9, 30), (1, 1, 3, 2), {"padding": 1}, Spread),  # one plane for one plane

@@ -34,6 +34,7 @@ from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
+    SET_BYTES,
     SPARE,
     Shape,
     Tile,
@@ -53,7 +54,6 @@ BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
 TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges as soon as three
 TURNED_BACK_AT_ONCE = 2**16  # of sums for weights, likewise
-SET_BYTES = 2**11  # of addresses so far apart, a dozen have a place in the first cache
 PACKED_AT_ONCE = 5 * 2**16  # numbers of weights between the copies that arrange them
 
 
@@ -150,15 +150,10 @@ class ChannelsInner:
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
             for part, packed in _parts(weights[group], W[group], block):
-                f, c, taps = part.shape
                 if _turns_at_once(part):
                     packed[...] = part.transpose(2, 1, 0)
-                    continue
-                near = scratch.array("near", (f, row_of(c * taps)), dtype)[:, : c * taps]
-                near[...] = part.reshape(f, -1)
-                turned = scratch.array("W", (c * taps, f), dtype)
-                move_matrix(blas, near, turned.T)
-                copy_lines(turned.reshape(c, taps, f).swapaxes(0, 1), packed)
+                else:
+                    _turn_in_steps(blas, scratch, part, packed)
 
         return Blockwise(W, make)
 
@@ -253,9 +248,19 @@ def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, A
 def _turns_at_once(weights: Array) -> bool:
     """Say whether one copy by NumPy turns ``weights[f, c, tap]`` sooner than several calls.
 
-    Not many, nor where all filters begin in the same sets of the processor's first cache.
+    Not many, nor where all filters begin in one set or two of the processor's first cache.
     """
-    return weights.size < TURNED_AT_ONCE and weights.strides[0] % SET_BYTES != 0
+    return weights.size < TURNED_AT_ONCE and weights.strides[0] % (SET_BYTES // 2) != 0
+
+
+def _turn_in_steps(blas: OpenBlas, scratch: Scratch, weights: Array, packed: Array) -> None:
+    """Copy ``weights[f, c, tap]`` to ``packed[tap, c, f]``, each step in order of one of them."""
+    f, c, taps = weights.shape
+    near = scratch.array("near", (f, row_of(c * taps)), packed.dtype)[:, : c * taps]
+    near[...] = weights.reshape(f, -1)
+    turned = scratch.array("W", (c * taps, f), packed.dtype)
+    move_matrix(blas, near, turned.T)
+    copy_lines(turned.reshape(c, taps, f).swapaxes(0, 1), packed)
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None

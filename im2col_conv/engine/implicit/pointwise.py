@@ -30,6 +30,7 @@ from im2col_conv.engine.implicit.moves import (
 )
 from im2col_conv.engine.implicit.tile import (
     KEPT,
+    SET_BYTES,
     Shape,
     Tile,
     even_pieces,
@@ -49,9 +50,8 @@ __all__ = ["Pointwise", "is_pointwise"]
 BLOCK = 64  # channels of a result in one product
 DEPTH = 128  # most that a product sums over
 LINE = 96  # positions of one product
-TURNED_AT_ONCE = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
+FEW_WEIGHTS = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
-SET = 512  # numbers from one to the next that begins in the same set of the first cache
 
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
@@ -142,7 +142,7 @@ class Pointwise:
         if not self.by_rows:
             return Whole(chunks)
         W = room("weights", (g, F // self.chunk(F), C, self.chunk(F)), dtype)
-        if W.shape[:2] == (1, 1) and W.size < TURNED_AT_ONCE:
+        if W.shape[:2] == (1, 1) and W.size < FEW_WEIGHTS:
             W[0, 0] = chunks[0, 0].T
             return Whole(W)  # all workers begin with this chunk, and would wait for who makes it
 
@@ -187,7 +187,10 @@ class Pointwise:
 
 
 class _Lie(NamedTuple):
-    """How a view [c, n, position] lies, in numbers; a row is a channel, or ``inner`` a position."""
+    """How a view [c, n, position] lies, in numbers; a row is a channel, or ``inner`` a position.
+
+    All rows of a ``crowded`` one begin in the same set of the processor's first cache.
+    """
 
     channels: int
     images: int
@@ -195,6 +198,7 @@ class _Lie(NamedTuple):
     row: int
     image: int
     inner: bool
+    crowded: bool
 
     @property
     def is_one_line(self) -> bool:
@@ -247,7 +251,7 @@ def _lie(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> _Lie:
     inner = lies(lines[:, 0].T)
     columns, step = (c, strides[2]) if inner else (positions, strides[0])
     row = max(step // dtype.itemsize, columns)
-    return _Lie(c, n, positions, row, strides[1] // dtype.itemsize, inner)
+    return _Lie(c, n, positions, row, strides[1] // dtype.itemsize, inner, step % SET_BYTES == 0)
 
 
 def _multiply(
@@ -298,8 +302,7 @@ def _weight_grad(x: _Lie, dout: _Lie, width: int) -> Products:
         x, dout = x.as_one_line(), dout.as_one_line()
     n = np.arange(x.images).reshape(-1, 1, 1, 1)
     length, rows = (BLOCK, DEPTH) if x.inner else (DEPTH, BLOCK)
-    if x.inner and x.row % SET == 0:
-        # All rows begin in the same few sets of the cache: so few of them at a time.
+    if x.inner and x.crowded:
         length, rows = 16, 256
     p, L = _pieces(x.positions, length, 1)
     f, F = _pieces(dout.channels, BLOCK, 2)

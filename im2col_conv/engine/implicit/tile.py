@@ -29,6 +29,7 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
+SET_BYTES = 2**12  # from one address to the next that falls in the same set of the first cache
 KEPT = 64  # lists of products, of some hundred kilobytes at most
 SPARE = 16  # numbers of a line of the cache, or two
 
