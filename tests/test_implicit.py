@@ -566,6 +566,13 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
         ((64, 7, 28, 30), (24, 7, 3, 3), True, True),
         ((64, 8, 28, 30), (24, 8, 3, 3), False, False),  # windows of 72 numbers
         ((90, 2, 28, 30), (1, 2, 5, 5), False, False),  # one filter
+        # outputs of all images in one product, 25,600 bytes apart, and what differs in one thing
+        ((100, 3, 10, 34), (25, 3, 3, 3), True, False),  # long lines: not of all images
+        ((100, 3, 18, 18), (25, 3, 3, 3), True, True),
+        ((15, 3, 18, 18), (25, 3, 3, 3), True, False),  # few images: likewise
+        ((100, 3, 18, 17), (25, 3, 3, 3), True, False),  # 24,000 bytes
+        ((100, 3, 18, 18), (32, 3, 3, 3), True, False),  # rows of whole lines of the cache
+        ((100, 8, 18, 18), (25, 8, 3, 3), False, False),  # windows of 72 numbers
     ],
 )
 def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):

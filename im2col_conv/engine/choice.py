@@ -23,8 +23,9 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
-from im2col_conv.engine.implicit.plan import ImplicitPlan
+from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for
 from im2col_conv.engine.implicit.pointwise import is_pointwise
+from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
 from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
@@ -65,6 +66,7 @@ LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5,
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
+LINE_BYTES, CROWDING_BYTES = 2**6, 2**10  # of the cache; between images in four sets of it
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
 # Of depthwise layers whose columns are views.
 MOST_TAPS, MOST_TAPS_STRIDED, MANY_CHANNELS = 15, 25, 64
@@ -190,8 +192,8 @@ def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     filters = geometry.F // geometry.groups
-    several = filters > 1 and not (last and filters > MOST_FILTERS)
-    shallow = several and _window(geometry, geometry.C) <= SHALLOW
+    many = last and filters > MOST_FILTERS and not _outputs_collide(geometry, dtype)
+    shallow = filters > 1 and not many and _window(geometry, geometry.C) <= SHALLOW
     strided = max(geometry.stride) > 1
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
     apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
@@ -205,6 +207,19 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
 def _window(geometry: ConvGeometry, channels: int) -> int:
     """Return how many numbers of so many channels, a group's part of them, a result sums up."""
     return channels // geometry.groups * geometry.taps
+
+
+def _outputs_collide(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
+    """Say whether images cell by cell make products of outputs that are in each other's way.
+
+    Where channels come last, one output of all images is a matrix whose rows are an image apart:
+    they fall in few sets of the first cache. Rows that are no whole lines of it are written twice.
+    """
+    arrangement = arrangement_for(geometry, "channels_last", "y")
+    if not isinstance(arrangement, Spread) or not arrangement.interleaved:
+        return False
+    row = geometry.F * dtype.itemsize
+    return row % LINE_BYTES != 0 and geometry.positions * row % CROWDING_BYTES == 0
 
 
 def forward_plan(
