@@ -53,6 +53,11 @@ LAYERS = [
     ((2, 1, 170), (70, 1, 9), {"padding": 4}, Spread),  # pieces of a line, blocks of filters
     ((3, 3, 8, 41), (66, 3, 3, 5), {"padding": (2, 9), "dilation": (2, 1)}, Spread),
     ((2, 3, 5, 6, 31), (9, 3, 2, 3, 3), {"padding": (1, 1, 4), "stride": (1, 2, 2)}, Spread),
+    # large kernels of few channels, of one more, and along one axis
+    ((3, 4, 40, 37), (9, 4, 12, 7), {"stride": (3, 2), "padding": (5, 0)}, Spread),
+    ((2, 8, 30, 47), (6, 4, 26, 9), {"groups": 2, "stride": (1, 4), "padding": (3, 2)}, Spread),
+    ((3, 5, 24, 27), (9, 5, 8, 7), {"stride": (3, 2), "padding": (0, 4)}, ChannelsInner),
+    ((2, 4, 300), (7, 4, 51), {"stride": 2, "padding": 20}, ChannelsInner),
     ((2, 9, 13, 40), (70, 9, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
     ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
@@ -657,8 +662,12 @@ def test_auto_gathers_dw_of_short_lines_that_lie_as_rows(line):
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "stride", "gathered", "gathered_last"),
     [
-        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), {"forward", "weight_grad"}, {"weight_grad"}),
-        ((8, 64, 56, 50), (31, 64, 1, 1), (1, 2), {"forward", "weight_grad"}, {"weight_grad"}),
+        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), set(PASSES), {"weight_grad"}),
+        ((8, 64, 56, 50), (31, 64, 1, 1), (1, 2), set(PASSES), {"weight_grad"}),
+        # dx: 1 MiB of weights and more, and one axis
+        ((8, 512, 14, 15), (512, 512, 1, 1), 2, set(PASSES), {"weight_grad"}),
+        ((8, 512, 14, 15), (513, 512, 1, 1), 2, {"forward", "weight_grad"}, {"weight_grad"}),
+        ((8, 64, 2800), (128, 64, 1), 2, {"forward", "weight_grad"}, {"weight_grad"}),
         # windows apart, of eight and of seven channels
         ((4, 8, 60, 90), (40, 8, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
         ((4, 7, 60, 90), (40, 7, 3, 4), (3, 5), *2 * [{"forward", "weight_grad"}]),

@@ -136,7 +136,7 @@ def _implicit_pays(
         return False
     flops = geometry.flops // geometry.groups
     if scatters:
-        return flops >= LEAST_SCATTERED
+        return flops >= LEAST_SCATTERED and not _scatter_pays(geometry, dtype, last=last)
     if each == "input_grad":
         return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
@@ -207,6 +207,13 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
 def _window(geometry: ConvGeometry, channels: int) -> int:
     """Return how many numbers of so many channels, a group's part of them, a result sums up."""
     return channels // geometry.groups * geometry.taps
+
+
+def _scatter_pays(geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
+    """Say whether columns of dx are cells as they are, which are sooner put in their places."""
+    strided = geometry.taps == 1 and max(geometry.stride) > 1
+    small = math.prod(geometry.w_shape) * dtype.itemsize <= CHEAP_SUM
+    return strided and geometry.ndim > 1 and small and not last
 
 
 def _outputs_collide(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
+FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
@@ -140,12 +141,13 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
         return Pointwise(by_rows=layout == "channels_last")
     long = geometry.out[-1] >= LONG_LINE
     stride = geometry.stride[-1]
-    rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
+    channels = geometry.C // geometry.groups
+    rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
-    many = geometry.C // geometry.groups >= MANY
     if stride == 1 and DEEP <= rows <= DEEPEST and not last:
         return ChannelsOuter(interleaved=not long)
-    if rows * geometry.kernel[-1] <= FEW and not (last and many):
+    few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
+    if few and not (last and channels >= MANY):
         return Spread(
             not long and (not last or geometry.N >= MANY_IMAGES),
             kernel=geometry.kernel[-1],

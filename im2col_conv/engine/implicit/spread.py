@@ -21,6 +21,7 @@ tap by tap of the outputs that meet a cell.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -64,6 +65,8 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
 __all__ = ["Spread"]
+
+FEW_IMAGES = 8  # for a loop of NumPy, so that one along a line takes less time
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,9 @@ class Spread:
             target = images_inner(numbers, image.shape, by_rows=self.by_rows)
         target[...] = 0 if b is None else b.reshape(-1, *[1] * (image.ndim - 1))
         rows = self._by_tap(memory, tile)
-        for tap, outs, cells, _ in _met(tile.axes[-1]):
-            target[..., cells] += rows[tap][..., outs]
+        for n in self._added_at_once(tile.images):
+            for tap, outs, cells, _ in _met(tile.axes[-1]):
+                target[:, n, ..., cells] += rows[tap][:, n, ..., outs]
         if self.interleaved:
             move_images(blas, target, image)
 
@@ -279,6 +283,15 @@ class Spread:
         if not self.interleaved:
             return 1
         return c * n if self.by_rows else n
+
+    def _added_at_once(self, images: int) -> Sequence[int | slice]:
+        """Return the images of a tile that dx is added to at once, for NumPy's loops to be long.
+
+        Its innermost loop goes over the images where they lie cell by cell, and no further where
+        only cells that are a stride apart are added to.
+        """
+        scattered = self.interleaved and not self.by_rows and self.stride > 1
+        return range(images) if scattered and images < FEW_IMAGES else (slice(None),)
 
     def _by_tap(self, memory: Array, tile: Tile) -> Array:
         """Return the view [tap, c, n, *outer, out] of the memory of x or dx."""
