@@ -349,6 +349,9 @@ def test_gradients_at_once_are_those_of_each_alone(layer, workspace):
         ((2, 5, 9, 7), (6, 5, 3, 2), {"stride": (1, 2)}, "InputGradPlan"),
         ((2, 2, 9, 7), (6, 2, 3, 2), {}, "InputGradPlan"),  # many filters
         ((1, 9, 3, 3), (9, 9, 3, 3), {}, "InputGradPlan"),  # large weights
+        # windows of dout 6 times as many as of x, and 7, as of a kernel that covers an axis
+        ((2, 6, 6, 8), (6, 1, 6, 1), {"groups": 6}, "GatherPlan"),
+        ((2, 6, 7, 8), (6, 1, 7, 1), {"groups": 6}, "InputGradPlan"),
     ],
 )
 @layouts

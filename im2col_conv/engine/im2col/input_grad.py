@@ -44,6 +44,7 @@ from im2col_conv.lowering import Ends, Slices, ends
 
 __all__ = ["GatherPlan", "InputGradPlan", "gather", "gathers", "input_grad", "plan_input_grad"]
 
+MOST_GATHERED = 6  # numbers of columns for each that would be scattered
 MOST_FILTERS = 2  # for each channel, where a gather of dout is no larger than the scatter
 
 ENOUGH_POSITIONS = 1024
@@ -111,6 +112,9 @@ def gathers(geometry: ConvGeometry) -> bool:
 def _gathered(geometry: ConvGeometry) -> ConvGeometry | None:
     """Return the forward pass that makes dx with little work, if there is one."""
     few = geometry.F <= MOST_FILTERS * geometry.C
+    # windows of dout, one for each cell, beside those of x, one for each output
+    gathered, scattered = geometry.F * math.prod(geometry.size), geometry.C * geometry.positions
+    few = few and gathered <= MOST_GATHERED * scattered
     light = math.prod(geometry.w_shape) <= math.prod(geometry.y_shape)
     return adjoint_of(geometry) if few and light else None
 
