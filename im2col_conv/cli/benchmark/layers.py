@@ -174,17 +174,46 @@ _MODERN = (
     _layer("conformer_dw", 4, 256, (500,), 256, kernel=31, padding=15, groups=256),
 )
 
+# Sizes that the others have not: large kernels, few channels or filters, no padding, kernels of one
+# cell with a stride; of ResNet (He et al., 2016), DQN (Mnih et al., 2015), AlexNet (Krizhevsky,
+# 2014), U-Net (Ronneberger et al., 2015), SRCNN (Dong et al., 2014), pix2pix (Isola et al., 2017),
+# SqueezeNet (Iandola et al., 2016), ShuffleNet (Zhang et al., 2018), AlphaGo Zero (Silver et al.,
+# 2017), EEGNet (Lawhern et al., 2018), a net for sentences (Kim, 2014), VoxNet (Maturana and
+# Scherer, 2015).
+_APPLICATIONS = (
+    _layer("resnet18_shortcut", 8, 64, (56, 56), 128, kernel=1, stride=2, padding=0),
+    _layer("resnet50_shortcut", 8, 256, (56, 56), 512, kernel=1, stride=2, padding=0),
+    _layer("dqn_1", 32, 4, (84, 84), 32, kernel=8, stride=4, padding=0),
+    _layer("dqn_2", 32, 32, (20, 20), 64, kernel=4, stride=2, padding=0),
+    _layer("dqn_3", 32, 64, (9, 9), 64, padding=0),
+    _layer("alexnet_1", 8, 3, (224, 224), 64, kernel=11, stride=4, padding=2),
+    _layer("alexnet_2", 8, 64, (27, 27), 192, kernel=5, padding=2),
+    _layer("unet_1", 1, 1, (572, 572), 64, padding=0),
+    _layer("unet_3", 1, 64, (284, 284), 128, padding=0),
+    _layer("srcnn_1", 1, 1, (256, 256), 64, kernel=9, padding=4),
+    _layer("srcnn_3", 1, 32, (256, 256), 1, kernel=5, padding=2),
+    _layer("pix2pix_judge", 4, 512, (31, 31), 1, kernel=4),
+    _layer("squeezenet_3", 8, 128, (55, 55), 16, kernel=1, padding=0),
+    _layer("shufflenet_2", 8, 240, (28, 28), 60, kernel=1, padding=0, groups=3),
+    _layer("go", 8, 256, (19, 19), 256),
+    _layer("eegnet_time", 16, 1, (22, 400), 8, (1, 64), 1, (0, 32)),
+    _layer("eegnet_space", 16, 8, (22, 401), 16, (22, 1), 1, 0, groups=8),
+    _layer("sentences", 64, 300, (50,), 100, kernel=5, padding=0),
+    _layer("voxnet_1", 8, 1, (32, 32, 32), 32, kernel=5, stride=2, padding=0),
+)
+
 _OTHERS = (
     _layer("growth", 1, 32, (28, 28), 32),
     _layer("tiny", 2, 4, (7, 7), 6, stride=2, groups=2),
 )
 
-LAYERS = {layer.name: layer for layer in (*_STANDARD, *_AXES, *_MODERN, *_OTHERS)}
+LAYERS = {layer.name: layer for layer in (*_STANDARD, *_AXES, *_MODERN, *_APPLICATIONS, *_OTHERS)}
 """By name; ``growth`` is where growth starts, ``tiny`` is there to try the benchmark."""
 
 SETS = {
     "standard": tuple(layer.name for layer in _STANDARD),
     "axes": tuple(layer.name for layer in _AXES),
     "modern": tuple(layer.name for layer in _MODERN),
+    "applications": tuple(layer.name for layer in _APPLICATIONS),
 }
 """Names of layers that are timed together."""
