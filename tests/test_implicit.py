@@ -17,7 +17,7 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
-from im2col_conv.engine.implicit.pairs import axes_between
+from im2col_conv.engine.implicit.pairs import axes_between, places_of
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
@@ -367,6 +367,42 @@ def test_long_lines_of_innermost_channels_are_used_where_they_lie(monkeypatch):
     keywords = {"padding": 1, "layout": "channels_last", "algorithm": "implicit"}
     all_passes(x, w, b, dout, **keywords)
     assert not {"x", "dx", "y", "dout", "dout.T"}.intersection(names)
+
+
+@pytest.mark.parametrize("shape", [(9001,), (9001, 1), (1, 9001), (3001, 3)])
+def test_places_of_many_numbers_in_any_shape(shape):
+    # np.unravel_index returns others for a column of more than 8192 numbers
+    numbers = (np.arange(np.prod(shape)) * 7 % 504).reshape(shape)
+    first, second, third = places_of(numbers, (7, 18, 4))
+    np.testing.assert_array_equal(first * 72 + second * 4 + third, numbers)
+    assert all((i >= 0).all() and (i < n).all() for i, n in ((first, 7), (second, 18), (third, 4)))
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((7, 5, 17, 10), (9, 5, 6, 14), {"stride": (1, 4), "padding": ((4, 2), (13, 6))}),
+        ((3, 17, 30, 33), (4, 17, 9, 12), {"stride": (1, 2), "padding": 5}),
+        ((1, 1, 8300, 21), (1, 1, 3, 2), {}),  # as many lines, spread
+    ],
+)
+def test_tiles_of_more_than_8192_products_are_right(x_shape, w_shape, keywords, layout):
+    rng = np.random.default_rng(5)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    x, w, b = whole(rng, x_shape, np.float32), whole(rng, w_shape), whole(rng, w_shape[:1])
+    dout = whole(rng, geometry.y_shape, np.float32)
+    w, b = w.astype(np.float32), b.astype(np.float32)
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    with ic.set_workers(1):
+        tap_by_tap, columns = (
+            all_passes(x, w, b, dout, layout=layout, algorithm=each, **keywords)
+            for each in ("implicit", "im2col")
+        )
+    for one, other in zip(tap_by_tap, columns, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @needs_blas

@@ -31,7 +31,7 @@ from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import room_for_rows, row_steps
 from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
-from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
+from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of, places_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
     SET_BYTES,
@@ -334,7 +334,7 @@ class _Lines:
             return at * steps[0]
         row, *others = steps
         images = self._tile.images
-        *lines, place = np.unravel_index(at, (images, *positions))
+        *lines, place = places_of(at, (images, *positions))
         begin: Array = place * row
         for index, step in zip(lines, others, strict=True):
             begin = begin + index * step

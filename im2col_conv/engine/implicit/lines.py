@@ -9,7 +9,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import last_to, move, move_images
-from im2col_conv.engine.implicit.pairs import Axis
+from im2col_conv.engine.implicit.pairs import Axis, places_of
 from im2col_conv.engine.implicit.tile import Shape, row_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
@@ -149,7 +149,7 @@ def steps(memory: Array) -> Shape:
 
 def lines_at(out: Array, axes: tuple[Axis, ...], apart: Shape) -> Array:
     """Return where lines of outputs begin, of which axis i is ``apart[1 + i]`` numbers apart."""
-    at = np.unravel_index(out, [axis.outs for axis in axes])
+    at = places_of(out, [axis.outs for axis in axes])
     begin: Array = sum(
         (index * step for index, step in zip(at, apart[1:], strict=True)), np.zeros_like(out)
     )

@@ -12,7 +12,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Axis", "Pairs", "axes_between", "leaders_first", "pairs_of"]
+__all__ = ["Axis", "Pairs", "axes_between", "leaders_first", "pairs_of", "places_of"]
 
 
 class Axis(NamedTuple):
@@ -170,3 +170,21 @@ def leaders_first(
     leads = (pairs.last_tap == taps[0]) & (pairs.tap == pairs.tap[first][lines])
     order = np.lexsort((~leads, lines))  # line by line, so that each stays in the cache
     return Pairs(*(numbers[order] for numbers in pairs)), leads[order]
+
+
+def places_of(numbers: Array, sizes: Sequence[int]) -> list[Array]:
+    """Return the index along each axis of cells that are counted in C order.
+
+    ``np.unravel_index`` does so too, but of columns of more than 8192 numbers it returns wrong ones
+    (NumPy's issue 31980).
+
+    Examples
+    --------
+    >>> [[int(i) for i in indices] for indices in places_of(np.array([0, 7, 29]), (2, 3, 5))]
+    [[0, 0, 1], [0, 1, 2], [0, 2, 4]]
+    """
+    indices = []
+    for size in reversed(sizes):
+        numbers, index = np.divmod(numbers, size)
+        indices.append(index)
+    return indices[::-1]
