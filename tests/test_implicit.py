@@ -633,7 +633,7 @@ def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):
         ((8, 24, 60, 52), (7, 24, 3, 3), {"stride": (2, 1)}, False),  # columns would be scattered
         ((8, 24, 60, 52), (7, 24, 3, 3), {"padding": (0, 3)}, False),  # likewise
         ((8, 2, 60, 52), (7, 2, 3, 3), {}, False),  # likewise: more than twice as many filters
-        ((8, 24, 60, 52), (60, 24, 1, 1), {"padding": 1}, False),  # likewise, of one cell, no stride
+        ((8, 24, 60, 52), (60, 24, 1, 1), {"padding": 1}, False),  # likewise, of one cell
         ((8, 24, 60, 52), (24, 1, 6, 3), {"groups": 24, "stride": 1}, False),  # depthwise
     ],
 )
