@@ -26,6 +26,7 @@ from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.tile import SET_BYTES
 from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
 from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
@@ -66,7 +67,7 @@ LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5,
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
-LINE_BYTES, CROWDING_BYTES = 2**6, 2**10  # of the cache; between images in four sets of it
+LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
 # Of depthwise layers whose columns are views.
 MOST_TAPS, MOST_TAPS_STRIDED, MANY_CHANNELS = 15, 25, 64
@@ -226,7 +227,7 @@ def _outputs_collide(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     if not isinstance(arrangement, Spread) or not arrangement.interleaved:
         return False
     row = geometry.F * dtype.itemsize
-    return row % LINE_BYTES != 0 and geometry.positions * row % CROWDING_BYTES == 0
+    return row % LINE_BYTES != 0 and geometry.positions * row % (SET_BYTES // FEW_SETS) == 0
 
 
 def forward_plan(

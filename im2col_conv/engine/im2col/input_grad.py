@@ -111,10 +111,9 @@ def gathers(geometry: ConvGeometry) -> bool:
 
 def _gathered(geometry: ConvGeometry) -> ConvGeometry | None:
     """Return the forward pass that makes dx with little work, if there is one."""
-    few = geometry.F <= MOST_FILTERS * geometry.C
     # windows of dout, one for each cell, beside those of x, one for each output
     gathered, scattered = geometry.F * math.prod(geometry.size), geometry.C * geometry.positions
-    few = few and gathered <= MOST_GATHERED * scattered
+    few = geometry.F <= MOST_FILTERS * geometry.C and gathered <= MOST_GATHERED * scattered
     light = math.prod(geometry.w_shape) <= math.prod(geometry.y_shape)
     return adjoint_of(geometry) if few and light else None
 
