@@ -1,8 +1,8 @@
 """The implicit way against the spine: equal on integers, whatever the geometry and the tiles."""
 
+import ctypes
 import threading
 import time
-import weakref
 from itertools import product
 
 import numpy as np
@@ -25,7 +25,7 @@ from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise, Whole
 from im2col_conv.engine.openblas import private_blas, why_not
-from im2col_conv.engine.products import KEPT_TABLES, Bias, Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
@@ -787,21 +787,37 @@ def test_no_product_touches_what_lies_beside_its_arrays(by_rows):
         private_blas().run(products, a, b, c)
 
 
-def test_a_table_of_addresses_lives_until_c_has_done_with_it():
+def test_a_list_that_runs_twice_at_once_has_two_tables_of_addresses():
     products = Products(1, 1, 1, Operand(0, 1), Operand(0, 1), Operand(0, 1))
-    one = np.ones(1)
+    arrays = {name: np.ones(1) for name in "abcdef"}
 
-    def others_run(*_):
-        held = weakref.ref(next(iter(products._tables.values())).addresses)
-        others = [np.ones(1) for _ in range(2 * KEPT_TABLES)]
-        for other in others:
-            products.run(lambda *_: None, other, one, one, None)
-        assert held() is not None
-        dropped.append(held)
+    def run(names, gemm_batch):
+        products.run(gemm_batch, *(arrays[name] for name in names), None)
 
-    dropped = []
-    products.run(others_run, one, one, one, None)
-    assert dropped[0]() is None
+    def told(arguments):
+        return [ctypes.c_int64.from_address(arguments[place]).value for place in (7, 9, 12)]
+
+    def gemm_batch(*arguments):
+        run("def", lambda *others: seen.append(told(others)))
+        seen.append(told(arguments))  # unchanged by the other run
+
+    seen = []
+    for names in ("abc", "fbd"):  # tables are made, and then moved
+        run(names, gemm_batch)
+        expected = [[arrays[name].ctypes.data for name in each] for each in ("def", names)]
+        assert seen[-2:] == expected
+
+
+@needs_blas
+def test_a_list_runs_numbers_of_either_size_wherever_they_lie():
+    rng = np.random.default_rng(3)
+    at = Operand(np.array([0, 4]), 2)
+    products = Products(2, 2, 2, at, at, at, fresh=True, bias=Bias(np.array([1, 0]), by_rows=True))
+    for dtype in (np.float32, np.float64, np.float32, np.float32):
+        a, b, c = rng.integers(-9, 9, (3, 2, 2, 2)).astype(dtype)
+        bias = rng.integers(-9, 9, 3).astype(dtype)
+        private_blas().run(products, a, b, c, bias)
+        np.testing.assert_array_equal(c, a @ b + np.stack((bias[1:], bias[:2]))[..., None])
 
 
 @pytest.mark.parametrize(

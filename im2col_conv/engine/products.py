@@ -8,8 +8,7 @@ an address outside an array.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -21,8 +20,6 @@ from im2col_conv.arrays import Array, address
 __all__ = ["Bias", "Operand", "Products"]
 
 Ints: TypeAlias = Array | int
-
-KEPT_TABLES = 8  # of addresses, a list
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # CBLAS's numbers for these words
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -100,16 +97,9 @@ class Products:
         self.count = int(entries.m.size)
         self.reach = tuple(entries.reach(array) for array in arrays)
         self._offsets = np.stack((entries.a, entries.b, entries.c))
-        # one array for each row, or one for each operand
-        lie_in = np.stack((entries.a_in, entries.b_in, np.full_like(entries.c, _C)))
-        self._lie_in = np.array([[_A], [_B], [_C]]) if len(arrays) == 3 else lie_in
-        self._tables: OrderedDict[tuple[int, ...], _Table] = OrderedDict()
+        self._parts = _parts(entries.a_in, entries.b_in, np.full_like(entries.c, _C))
+        self._idle: list[_Table] = []  # as many as workers have run the list at once
         self._groups = _Groups(entries)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of the list while it runs."""
-        return int((2 + KEPT_TABLES) * self._offsets.nbytes) + self._groups.nbytes
 
     def run(
         self, gemm_batch: Callable[..., None], a: Array, b: Array, c: Array, bias: Array | None
@@ -134,8 +124,8 @@ class Products:
             raise ValueError("the products need a writeable array for their results")
         if self.count == 0:
             return
-        # Held until C has done with it: another thread may drop it from those that are kept.
-        table = self._table(c.itemsize, *map(address, arrays))
+        table = self._taken(c.itemsize)
+        table.move([address(array) for array in arrays], self._parts)
         at_a, at_b, at_c = table.rows
         sizes = self._groups
         one, beta = sizes.factors[c.dtype]
@@ -143,30 +133,63 @@ class Products:
             _ROW_MAJOR, *sizes.words, *sizes.mnk, one, at_a, sizes.lda, at_b, sizes.ldb, beta, at_c,
             sizes.ldc, sizes.count, sizes.lengths,
         )  # fmt: skip
+        self._idle.append(table)
 
-    def _table(self, itemsize: int, *starts: int) -> _Table:
-        """Return the addresses of all operands, from where the arrays start.
+    def _taken(self, itemsize: int) -> _Table:
+        """Return a table of addresses that nobody else has until it is given back.
 
-        Buffers are used again and again, so that the last few tables are kept. A table follows
-        from its key alone, and is never changed: threads may share it.
+        The one that was used last is in the cache, and to move it takes a third of the time in
+        which it was written.
         """
-        key = (itemsize, *starts)
-        table = self._tables.get(key)
-        if table is None:
-            addresses = self._offsets * itemsize
-            addresses += np.array(starts).take(self._lie_in)
-            table = self._tables[key] = _Table(addresses, _rows(addresses))
-            while len(self._tables) > KEPT_TABLES:
-                with suppress(KeyError):  # another thread was sooner
-                    self._tables.popitem(last=False)
-        return table
+        with suppress(IndexError):  # all of them are at work
+            table = self._idle.pop()
+            if table.itemsize == itemsize:
+                return table
+        return _Table(self._offsets, itemsize, len(self.reach))
 
 
-class _Table(NamedTuple):
-    """The address of each operand (3, products), and where the rows of that table are."""
+class _Part(NamedTuple):
+    """The operands of one row of a table that lie in one array: 1 at each, None if all do."""
 
-    addresses: Array  # alive as long as its rows are told to C
-    rows: list[int]
+    row: int
+    array: int
+    which: Array | None
+
+
+def _parts(*lie_in: Array) -> list[_Part]:
+    """Return the parts of rows whose operands lie in the given arrays."""
+    return [
+        _Part(row, int(array), None if (each == array).all() else (each == array).astype(np.int64))
+        for row, each in enumerate(lie_in)
+        for array in np.unique(each)
+    ]
+
+
+class _Table:
+    """The address of each operand (3, products), for arrays that begin at certain places.
+
+    Attributes
+    ----------
+    rows : list of int
+        Where the rows of the table begin.
+    itemsize : int
+        Of the arrays' numbers.
+    """
+
+    def __init__(self, offsets: Array, itemsize: int, arrays: int) -> None:
+        self._addresses = offsets * itemsize
+        self._starts: Sequence[int] = (0,) * arrays
+        self.rows = _rows(self._addresses)
+        self.itemsize = itemsize
+
+    def move(self, starts: Sequence[int], parts: Sequence[_Part]) -> None:
+        """Make the addresses those of arrays that begin at ``starts``."""
+        for row, array, which in parts:
+            step = starts[array] - self._starts[array]
+            if step:
+                addresses = self._addresses[row]
+                addresses += step if which is None else step * which
+        self._starts = starts
 
 
 class _Entries(NamedTuple):
@@ -251,7 +274,6 @@ class _Groups:
             dtype: _rows(array) for dtype, array in factors.items()
         }
         self._kept = (table, lengths, *factors.values())  # alive as long as their addresses
-        self.nbytes: int = sum(array.nbytes for array in self._kept)
 
 
 def _numbers(array: Array) -> int:
