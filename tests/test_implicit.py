@@ -22,6 +22,7 @@ from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
+from im2col_conv.engine.implicit.unrolled import Unrolled
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise, Whole
 from im2col_conv.engine.openblas import private_blas, why_not
@@ -43,7 +44,18 @@ LAYERS = [
     ),
     ((2, 70, 11, 8), (130, 35, 4, 3), {"stride": (1, 3), "groups": 2, "padding": 2}, ChannelsInner),
     ((2, 150, 17), (20, 150, 3), {"padding": 1, "dilation": 2}, ChannelsInner),
-    ((1, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
+    ((2, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
+    # windows whole, in every pass: uneven pieces, one chunk, groups, three axes; and y alone
+    ((2, 40, 5, 4), (132, 40, 3, 2), {"padding": ((1, 0), (0, 1)), "stride": (2, 3)}, Unrolled),
+    ((1, 106, 3, 5), (130, 106, 3, 3), {"padding": 1, "dilation": (1, 2)}, Unrolled),
+    ((1, 70, 11), (300, 35, 7), {"padding": 1, "stride": 2, "groups": 2}, Unrolled),
+    (
+        (1, 34, 3, 4, 5),
+        (131, 34, 2, 3, 3),
+        {"padding": (0, 1, 1), "stride": (1, 2, 2), "dilation": (2, 1, 1)},
+        Unrolled,
+    ),
+    ((1, 76, 9, 13), (260, 76, 3, 3), {"padding": (1, 1)}, Unrolled),
     ((2, 64, 9, 6), (66, 64, 4, 2), {"padding": 1}, ChannelsInner),  # filters in the same sets
     ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
     ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, Spread),

@@ -17,6 +17,7 @@ from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
+from im2col_conv.engine.implicit.unrolled import Unrolled
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut, cut_evenly, overlap_of
@@ -49,6 +50,13 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
+LEAST_FILTERS = (
+    2,
+    8,
+)  # for each output of all images, that make windows fewer than weights: y; others
+MOST_WEIGHTS = (
+    2**22
+)  # of a group: each worker has all windows, and others but a part of the weights
 MANY_IMAGES = 16  # that make a product of one output of each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
@@ -155,7 +163,16 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
             reach=geometry.reach[-1],
             by_rows=last,
         )
+    if _unrolls(geometry, made):
+        return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
+
+
+def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
+    """Say whether windows are sooner copied than weights are arranged."""
+    filters, weights = geometry.F // geometry.groups, math.prod(geometry.w_shape)
+    least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
+    return filters >= least and weights <= MOST_WEIGHTS * geometry.groups
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
