@@ -546,6 +546,81 @@ def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
     assert scratch.nbytes <= counted * x.itemsize
 
 
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("made", ["y", "dx", "dout.T"])
+def test_whole_windows_take_the_memory_that_is_counted(layout, made):
+    x = np.ones((2, 40, 5, 4), np.float32)
+    w_shape, padding, stride = (132, 40, 3, 2), ((1, 0), (0, 1)), (2, 3)
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w_shape, padding=padding, stride=stride)
+    y = np.ones(geometry.y_shape, np.float32)
+    if layout == "channels_last":
+        x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
+    lie, scratch, blas = arrangement_for(geometry, layout, made), Scratch(), private_blas()
+    assert isinstance(lie, Unrolled)
+    boxes = [tuple(slice(0, size) for size in sizes) for sizes in (geometry.out, geometry.size)]
+    tile = Tile(axes_between(geometry, *boxes), 2, 40, 132)
+    images = {"x": x.swapaxes(0, 1), "y": y.swapaxes(0, 1)}
+    images |= {"dx": images["x"], "dout": images["y"], "dout.T": images["y"]}
+    result, given = {"y": ("y", "x"), "dx": ("dx", "dout"), "dout.T": ("dout.T", "x")}[made]
+    lie.load(blas, scratch, given, images[given], tile, x.dtype)
+    sums = lie.room(scratch, result, images[result], tile, x.dtype)
+    if made != "dout.T":
+        lie.store(blas, scratch, result, sums, images[result], tile, None)
+    channels = {"x": 40, "dx": 40, "y": 132, "dout": 132, "dout.T": 132}
+    counted = sum(
+        lie.numbers(name, channels[name], 2, geometry.size, geometry.out)
+        for name in (result, given)
+    )
+    assert scratch.nbytes <= counted * x.itemsize
+    assert scratch.nbytes > 0.8 * counted * x.itemsize
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_whole_windows_are_added_beside_the_bias_of_a_transposed_pass(layout, monkeypatch):
+    rng = np.random.default_rng(5)
+    shapes = (1, 400, 3, 4), (400, 90, 3, 2), (90,)
+    x, w, b = (whole(rng, shape).astype(np.float32) for shape in shapes)
+    geometry = ic.ConvGeometry.from_shapes(
+        (1, 90, 6, 14), shapes[1], stride=(2, 3), padding=((1, 0), (0, 2))
+    )
+    assert isinstance(arrangement_for(geometry, layout, "dx"), Unrolled)
+    assert choice.way_of("input_grad", "auto", geometry, layout, w.dtype) == "implicit"
+    if layout == "channels_last":
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    keywords = {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2), "layout": layout}
+    one = ic.conv_transpose(x, w, b, **keywords)
+    monkeypatch.setattr(choice, "private_blas", lambda: None)
+    np.testing.assert_array_equal(one, ic.conv_transpose(x, w, b, **keywords))
+
+
+@pytest.mark.parametrize(
+    ("images", "filters", "made"),
+    [
+        *[(1, 97, set()), (1, 98, {"y"}), (2, 195, set()), (2, 196, {"y"}), (1, 391, {"y"})],
+        (1, 392, {"y", "dx", "dout.T"}),
+    ],
+)
+def test_windows_are_whole_where_filters_are_many_times_the_outputs(images, filters, made):
+    geometry = ic.ConvGeometry.from_shapes(
+        (images, 70, 9, 9), (2 * filters, 35, 3, 3), groups=2, stride=(1, 1)
+    )
+    assert geometry.positions == 49
+    found = {
+        each
+        for each in ("y", "dx", "dout.T")
+        if isinstance(arrangement_for(geometry, "channels_last", each), Unrolled)
+    }
+    assert found == made
+
+
+def test_windows_are_not_whole_where_weights_leave_them_no_room():
+    for channels, arrangement in ((450, Unrolled), (470, ChannelsInner)):
+        geometry = ic.ConvGeometry.from_shapes((1, channels, 5, 5), (1000, channels, 3, 3))
+        assert isinstance(arrangement_for(geometry, "channels_first", "y"), arrangement)
+
+
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 7, 16])
 def test_tiles_are_cut_where_neighbours_see_the_fewest_cells(images):
     geometry = ic.ConvGeometry.from_shapes((images, 90, 9, 37, 41), (70, 90, 5, 1, 1))
