@@ -1,6 +1,6 @@
 r"""The implicit way: the products of the lowering, read from the input itself.
 
-The column matrix is never stored. Cut by tap, the three products are
+The column matrix is not stored, but where it is small beside W. Cut by tap, the three products are
 
 .. math:: y = \sum_t W_t x_t + b, \qquad dx_t \mathrel{+}= W_t^T dout, \qquad
           dW_t = dout \, x_t^T,
@@ -13,9 +13,9 @@ one tap meets along one line of outputs are the rows of a matrix, which BLAS rea
     W_t     (C, F) += x line.T (C, L) @ y line (L, F)   weight_grad
 
 How the numbers of a tile lie in memory is an *arrangement*, one module each: ``inner``, ``outer``,
-``spread``, ``bands``, ``pointwise``; ``plan`` picks one from the geometry and draws the tiles,
-``pairs`` says which lines meet at which tap, ``lines`` and ``moves`` where lines lie and how they
-get there, ``weights`` when weights are arranged. But for ``spread``, outputs whose tap falls on
-padding are left out of a line, so no padding is stored, and infinity and NaN reach exactly the
-windows that hold them.
+``spread``, ``unrolled``, ``bands``, ``pointwise``; ``plan`` picks one from the geometry and draws
+the tiles, ``pairs`` says which lines meet at which tap, ``lines`` and ``moves`` where lines lie and
+how they get there, ``weights`` when weights are arranged. But for ``spread`` and ``unrolled``,
+outputs whose tap falls on padding are left out of a line, so no padding is stored, and infinity and
+NaN reach exactly the windows that hold them.
 """
