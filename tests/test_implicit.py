@@ -16,6 +16,7 @@ from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
+from im2col_conv.engine.implicit.input_grad import plan_input_grad
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between, places_of
 from im2col_conv.engine.implicit.plan import arrangement_for
@@ -515,6 +516,23 @@ def test_tiles_of_dx_may_see_no_output(layout):
     np.testing.assert_array_equal(one, other)
 
 
+@needs_blas
+def test_tiles_of_dx_may_see_no_whole_window():
+    rng = np.random.default_rng(9)
+    x, w = (whole(rng, shape).astype(np.float32) for shape in ((1, 121, 26, 5), (400, 121, 2, 4)))
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, stride=(12, 2))
+    dout, workspace = whole(rng, geometry.y_shape).astype(np.float32), 1700000
+    plan = plan_input_grad(geometry, "channels_first", np.dtype(np.float32), workspace)
+    assert isinstance(plan.arrangement, Unrolled)
+    assert plan.tiling.step[2] == 7  # rows 14 to 20 lie between the windows
+    with ic.set_workspace(workspace):
+        one, other = (
+            ic.conv_input_grad(dout, w, x.shape, algorithm=each, stride=(12, 2))
+            for each in ("implicit", "im2col")
+        )
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("layout", "images", "turned"),
     [("channels_last", 15, True), ("channels_last", 16, False), ("channels_first", 15, False)],
@@ -544,6 +562,42 @@ def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
     bands.store(blas, scratch, "y", made, images[1], tile, None)
     counted = sum(bands.numbers(name, 5, 3, geometry.size, geometry.out) for name in ("x", "y"))
     assert scratch.nbytes <= counted * x.itemsize
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "workspace", "arrangement"),
+    [
+        ((1, 3, 40), (7, 3, 50), {"padding": 2500, "dilation": 100}, 2**19, Spread),
+        (
+            (1, 33, 3, 2, 4),
+            (213, 33, 4, 4, 3),
+            {"padding": ((3, 3), (3, 3), (0, 2)), "stride": (1, 2, 3), "dilation": 2},
+            2**22,
+            Unrolled,
+        ),
+    ],
+)
+def test_tiles_that_see_the_same_cells_at_other_taps_load_their_own(
+    x_shape, w_shape, keywords, workspace, arrangement, layout
+):
+    rng = np.random.default_rng(8)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    plan = plan_weight_grad(geometry, layout, np.dtype(np.float64), workspace)
+    assert isinstance(plan.arrangement, arrangement)
+    assert plan.tiling.boxes > 1
+    x, w, dout = (
+        whole(rng, shape).astype(np.float64) for shape in (x_shape, w_shape, geometry.y_shape)
+    )
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dout))
+    keywords = {"layout": layout, **keywords}
+    expected = all_passes(x, w, None, dout, algorithm="im2col", **keywords)
+    with ic.set_workspace(workspace):
+        found = all_passes(x, w, None, dout, algorithm="implicit", **keywords)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @needs_blas

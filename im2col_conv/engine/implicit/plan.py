@@ -131,13 +131,15 @@ def loaded(
 ) -> Array:
     """Return memory with what a step reads of ``images``.
 
-    Tasks of one tile follow each other: what one of them has loaded serves the next.
+    Tasks of one tile follow each other: what one of them has loaded serves the next. Tiles may see
+    the same cells at other taps, and some arrangements load them tap by tap.
     """
-    memory = scratch.known(name, step.seen)
+    what = step.seen, step.tile.axes
+    memory = scratch.known(name, what)
     if memory is None:
         source = images[step.seen]
         memory = plan.arrangement.load(blas, scratch, name, source, step.tile, plan.dtype)
-        scratch.know(name, step.seen, memory)
+        scratch.know(name, what, memory)
     return memory
 
 

@@ -75,7 +75,7 @@ def even_pieces(size: int, most: int) -> tuple[Array, Array]:
     [[0, 65], [65, 65]]
     """
     pieces = -(-size // most)
-    bounds = np.arange(pieces + 1) * size // pieces
+    bounds = np.arange(pieces + 1) * size // max(pieces, 1)
     return bounds[:-1], np.diff(bounds)
 
 

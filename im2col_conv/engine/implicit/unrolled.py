@@ -78,7 +78,7 @@ class Unrolled:
         if name not in ("x", "dx"):
             return c * row_of(L)
         seen = [
-            (o - 1) * stride + reach
+            max(o - 1, 0) * stride + reach
             for o, stride, reach in zip(outs, self.stride, self.reach, strict=True)
         ]
         K = c * math.prod(self.kernel)
@@ -188,7 +188,7 @@ class _Windows:
     def __init__(
         self, scratch: Scratch, channels: Shape, axes: tuple[Axis, ...], dtype: np.dtype[Any]
     ) -> None:
-        seen = [(a.outs - 1) * a.stride + (a.kernel - 1) * a.dilation + 1 for a in axes]
+        seen = [max(a.outs - 1, 0) * a.stride + (a.kernel - 1) * a.dilation + 1 for a in axes]
         self._cells = cells = scratch.array("cells", (*channels, *seen), dtype)
         here = [_overlap(axis, many) for axis, many in zip(axes, seen, strict=True)]
         there = [slice(i.start + a.lead, i.stop + a.lead) for i, a in zip(here, axes, strict=True)]
