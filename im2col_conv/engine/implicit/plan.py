@@ -50,13 +50,8 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
-LEAST_FILTERS = (
-    2,
-    8,
-)  # for each output of all images, that make windows fewer than weights: y; others
-MOST_WEIGHTS = (
-    2**22
-)  # of a group: each worker has all windows, and others but a part of the weights
+LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
+MOST_WEIGHTS = 2**22  # of a group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
