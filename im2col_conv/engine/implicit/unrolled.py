@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -277,21 +277,14 @@ def _weight_grad(filters: int, shape: Shape, ld: tuple[int, int]) -> Products:
     return Products(F, K, L, dout, x, Operand(f * shape[1] + k, shape[1]))
 
 
-class _Piece(NamedTuple):
-    first: Array
-    many: Array
-
-
-def _pieces(rows: int, terms: int, columns: int) -> tuple[_Piece, _Piece, _Piece]:
-    """Return pieces of a product's sides, to be broadcast as (terms, rows, columns).
+def _pieces(rows: int, terms: int, columns: int) -> tuple[tuple[Array, Array], ...]:
+    """Return first and how many of pieces of each side, to be broadcast as (terms, rows, columns).
 
     So what a term multiplies stays in the second cache for all rows of the result.
     """
-    m, k, n = (
-        even_pieces(size, most) for size, most in ((rows, BLOCK), (terms, DEPTH), (columns, LINE))
-    )
+    (m, M), (k, K) = even_pieces(rows, BLOCK), even_pieces(terms, DEPTH)
     return (
-        _Piece(*(each[:, None] for each in m)),
-        _Piece(*(each[:, None, None] for each in k)),
-        _Piece(*n),
+        (m[:, None], M[:, None]),
+        (k[:, None, None], K[:, None, None]),
+        even_pieces(columns, LINE),
     )
