@@ -72,6 +72,11 @@ LAYERS = [
     ((3, 5, 24, 27), (9, 5, 8, 7), {"stride": (3, 2), "padding": (0, 4)}, ChannelsInner),
     ((2, 4, 300), (7, 4, 51), {"stride": 2, "padding": 20}, ChannelsInner),
     ((2, 9, 13, 40), (70, 9, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
+    # y turned: a bias of two blocks, groups, three axes, windows cut in two runs
+    ((2, 19, 5, 29), (80, 19, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
+    ((1, 18, 3, 4, 22), (32, 9, 2, 3, 4), {"groups": 2, "padding": 1}, ChannelsOuter),
+    ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, Spread),
+    ((2, 6, 5, 9, 24), (32, 3, 3, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, Spread),
     ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
@@ -132,6 +137,27 @@ def test_equals_the_spine(x_shape, w_shape, keywords, arrangement, dtype, layout
     for ours, theirs in zip(one, other, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("C", "F", "kernel", "padding", "line", "turned"),
+    [
+        (18, 16, (3, 3), 1, 63, True),
+        (18, 16, (3, 3), 1, 64, False),  # a whole block of outputs
+        (18, 24, (3, 3), 1, 63, False),  # filters that fill no line of the cache
+        (17, 16, (3, 3), 1, 63, False),  # shallow windows
+        (18, 16, (3, 3), 1, 19, False),  # short lines, of all images
+        (3, 16, (9, 6), (4, 0), 63, True),
+        (60, 16, (3,), 1, 63, False),  # along one axis
+    ],
+)
+def test_y_is_made_in_rows_where_lines_are_no_whole_block(C, F, kernel, padding, line, turned):
+    size = (9, line + (kernel[-1] - 1 if kernel[-1] == 6 else 0))[-len(kernel) :]
+    geometry = ic.ConvGeometry.from_shapes((2, C, *size), (F, C, *kernel), padding=padding)
+    assert geometry.out[-1] == line
+    assert arrangement_for(geometry, "channels_first", "y").by_rows is turned
+    assert not arrangement_for(geometry, "channels_first", "dx").by_rows
+    assert not arrangement_for(geometry, "channels_first", "dout.T").by_rows
 
 
 @needs_blas

@@ -10,7 +10,9 @@ pay. Where lines are short, the images of a tile lie cell by cell.
 
 x and dx are copied to lie so. The lines of y and dout are used where they are, if they are long;
 only for dw, long lines of dout are copied with their channels innermost, since products with a
-transposed right side are slow.
+transposed right side are slow. y may be made with its filters innermost, as y_line^T (L, F), and
+turned: OpenBLAS is fast where the longer side of what it makes is a multiple of 64, or of 16 at
+least, as filters often are and lines are not.
 """
 
 from __future__ import annotations
@@ -33,16 +35,18 @@ from im2col_conv.engine.implicit.lines import (
     load_outputs,
     output_numbers,
     room_for_outputs,
+    room_for_rows,
     row_steps,
     steps,
     store_outputs,
+    store_rows,
 )
 from im2col_conv.engine.implicit.moves import move_images
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
-from im2col_conv.engine.products import Operand, Products
+from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.prepared import Room
 
@@ -51,13 +55,22 @@ __all__ = ["ChannelsOuter"]
 
 @dataclass(frozen=True)
 class ChannelsOuter:
-    """The arrangement for layers with few channels whose lines lie side by side."""
+    """The arrangement for layers with few channels whose lines lie side by side.
+
+    Attributes
+    ----------
+    interleaved : bool
+        Whether the images of a tile lie cell by cell.
+    by_rows : bool
+        Whether y has a row for each output, until it is stored.
+    """
 
     tile_bytes: ClassVar[int] = 2**22
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
 
     interleaved: bool
+    by_rows: bool
 
     def chunk(self, channels: int) -> int:
         return channels
@@ -66,6 +79,8 @@ class ChannelsOuter:
         return slice(None)
 
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
+        if name == "y" and self.by_rows:
+            return output_numbers("dout.T", False, c, n, outs)
         if name in OUTPUTS:
             return output_numbers(name, self.interleaved, c, n, outs)
         return math.prod(self._order((c, n, *cells)))
@@ -95,6 +110,8 @@ class ChannelsOuter:
     def room(
         self, scratch: Scratch, name: str, image: Array, tile: Tile, dtype: np.dtype[Any]
     ) -> Array:
+        if name == "y" and self.by_rows:
+            return room_for_rows(scratch, name, image, dtype)
         if name in OUTPUTS:
             return room_for_outputs(scratch, name, self.interleaved, image, dtype)
         return scratch.array(name, self._order(image.shape), dtype)
@@ -109,6 +126,9 @@ class ChannelsOuter:
         tile: Tile,
         b: Array | None,
     ) -> None:
+        if name == "y" and self.by_rows:
+            store_rows(blas, memory, image)
+            return
         if name in OUTPUTS:
             store_outputs(blas, self.interleaved, memory, image)
             return
@@ -124,12 +144,13 @@ class ChannelsOuter:
         return sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
-        """Return (g, 1, taps of the last axis, F, other taps, C)."""
+        """Return (g, 1, taps of the last axis, F, other taps, C), by rows with F at the end."""
         g, F, C, *_, last = w.shape
         rows = w.reshape(g, 1, F, C, -1, last)
-        return Whole(np.ascontiguousarray(rows.transpose(0, 1, 5, 2, 4, 3), dtype))
+        order = (0, 1, 5, 4, 3, 2) if self.by_rows else (0, 1, 5, 2, 4, 3)
+        return Whole(np.ascontiguousarray(rows.transpose(order), dtype))
 
-    input_grad_weights = forward_weights
+    input_grad_weights = forward_weights  # by_rows is for y alone
 
     def weight_sums(self, shape: Shape) -> Shape:
         g, F, C, *outer, last = shape
@@ -142,6 +163,12 @@ class ChannelsOuter:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
+        if self.by_rows:
+            products = _forward_by_rows(tile, row_steps(y), b is not None)
+            if not products.overwrites:
+                y[...] = 0 if b is None else b
+            blas.run(products, x, W, y, b)
+            return
         products = _forward(tile, self.interleaved, steps(y), b is None)
         if b is not None:
             y[...] = b.reshape(-1, *[1] * (y.ndim - 1))
@@ -188,7 +215,7 @@ class _Lines:
         depth = tile.C * tile.axes[-2].kernel if len(tile.axes) > 1 else tile.C
         longest = SMALL_PRODUCT // (depth * min(tile.F, BLOCK) * together)
         axes = (images, *tile.axes)
-        pairs = pairs_of(axes, max(longest, 1), windows=True)
+        pairs = pairs_of(axes, max(longest, 1), run=tile.taps)
         led = leaders_first(axes, pairs, "outs") if fresh else None
         self._pairs, self.leads = led or (pairs, np.zeros(len(pairs.out), bool))
         pairs = self._pairs
@@ -208,7 +235,7 @@ class _Lines:
         lines = lines_at(self._pairs.out, self._outer, apart)
         return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
 
-    def dout_rows(self, f: Array, apart: Shape) -> Operand:
+    def y_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each pair: a row for each of them, columns from ``f``."""
         lines = lines_at(self._pairs.out, self._outer, apart)
         return Operand(lines + self._pairs.at * apart[0] + f, apart[0])
@@ -219,8 +246,8 @@ class _Lines:
         first = (self._pairs.last_tap * self._tile.F + f) * row
         return Operand(first + self._pairs.tap * self._tile.C, row)
 
-    def weight_sums(self, f: Array) -> Operand:
-        """Return each pair's matrix in sums (last taps, other taps, C, F)."""
+    def weight_columns(self, f: Array) -> Operand:
+        """Return each pair's matrix in weights or their sums (last taps, other taps, C, F)."""
         F, C = self._tile.F, self._tile.C
         lines = (self._pairs.last_tap * self._outer_taps + self._pairs.tap) * C
         return Operand(lines * F + f, F)
@@ -235,6 +262,16 @@ def _forward(tile: Tile, interleaved: bool, apart: Shape, fresh: bool) -> Produc
 
 
 @lru_cache(maxsize=KEPT)
+def _forward_by_rows(tile: Tile, apart: Shape, biased: bool) -> Products:
+    lines, (f, F) = _Lines(tile, interleaved=False, fresh=True), blocks(tile.F, 2)
+    L, K = lines.length, lines.depth
+    # y rows (L, F) += x lines.T (L, rC) @ W_t.T (rC, F)
+    x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
+    b = Bias(f, by_rows=False) if biased else None
+    return Products(L, F, K, x, W, y, transposed="a", fresh=lines.leads, bias=b)
+
+
+@lru_cache(maxsize=KEPT)
 def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved), blocks(tile.F, 2)
     # dx lines (rC, L) += W.T (rC, F) @ dout line (F, L)
@@ -246,7 +283,7 @@ def _input_grad(tile: Tile, interleaved: bool, apart: Shape) -> Products:
 def _weight_grad(tile: Tile, apart: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved=False), blocks(tile.F, 2)
     # dW.T (rC, F) += x lines (rC, L) @ dout (L, F)
-    x, dout, dW = lines.x(), lines.dout_rows(f, apart), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.y_rows(f, apart), lines.weight_columns(f)
     return Products(lines.depth, F, lines.length, x, dout, dW)
 
 
@@ -254,5 +291,5 @@ def _weight_grad(tile: Tile, apart: Shape) -> Products:
 def _weight_grad_by_lines(tile: Tile, apart: Shape) -> Products:
     lines, (f, F) = _Lines(tile, interleaved=True), blocks(tile.F, 2)
     # dW.T (rC, F) += x lines (rC, L) @ dout line.T (L, F)
-    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_sums(f)
+    x, dout, dW = lines.x(), lines.y(f, apart), lines.weight_columns(f)
     return Products(lines.depth, F, lines.length, x, dout, dW, transposed="b")

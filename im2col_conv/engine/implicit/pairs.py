@@ -53,13 +53,13 @@ class Axis(NamedTuple):
             for i in range(outs)
         )
 
-    def windows(self) -> list[tuple[int, int, int, int]]:
+    def runs(self, longest: int) -> list[tuple[int, int, int, int]]:
         """Return (output, first cell, first tap, taps) of runs of taps on neighbouring cells."""
         if self.dilation > 1:
             return self.singles()
         found: list[tuple[int, int, int, int]] = []
         for out, cell, tap, _ in self.singles():
-            if found and found[-1][0] == out:
+            if found and found[-1][0] == out and found[-1][3] < longest:
                 found[-1] = (*found[-1][:3], found[-1][3] + 1)
             else:
                 found.append((out, cell, tap, 1))
@@ -114,10 +114,10 @@ class Pairs(NamedTuple):
     length: Array
 
 
-def pairs_of(axes: Sequence[Axis], longest: int, *, windows: bool = False) -> Pairs:
+def pairs_of(axes: Sequence[Axis], longest: int, *, run: int = 1) -> Pairs:
     """Return all pairs of a tile: lines run along its last axis.
 
-    With ``windows``, the taps of the axis before the last that meet neighbouring cells are one run.
+    Up to ``run`` taps of the axis before the last are one pair, where they meet neighbouring cells.
 
     Examples
     --------
@@ -132,10 +132,8 @@ def pairs_of(axes: Sequence[Axis], longest: int, *, windows: bool = False) -> Pa
     out = cell = tap = np.zeros(1, np.int64)
     taps = np.ones(1, np.int64)
     for axis in outer:
-        merged = windows and axis is outer[-1]
-        o, i, t, taps = (
-            np.array(axis.windows() if merged else axis.singles(), np.int64).reshape(-1, 4).T
-        )
+        met = axis.runs(run if axis is outer[-1] else 1)
+        o, i, t, taps = np.array(met, np.int64).reshape(-1, 4).T
         out = np.add.outer(out * axis.outs, o).ravel()
         cell = np.add.outer(cell * axis.cells, i).ravel()
         tap = np.add.outer(tap * axis.kernel, t).ravel()

@@ -12,11 +12,12 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.bands import Bands, bands_for, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
+from im2col_conv.engine.implicit.lines import BLOCK
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
-from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
+from im2col_conv.engine.implicit.tile import SPARE, Arrangement, Shape, Tile
 from im2col_conv.engine.implicit.unrolled import Unrolled
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
@@ -50,6 +51,7 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
+WORTH_TURNING = 160  # numbers of a window, that make products longer than turning what they make
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of a group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
@@ -149,8 +151,9 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
+    by_rows = last or (made == "y" and long and _turns(geometry))
     if stride == 1 and DEEP <= rows <= DEEPEST and not last:
-        return ChannelsOuter(interleaved=not long)
+        return ChannelsOuter(interleaved=not long, by_rows=by_rows)
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
     if few and not (last and channels >= MANY):
         return Spread(
@@ -158,11 +161,18 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
             kernel=geometry.kernel[-1],
             stride=stride,
             reach=geometry.reach[-1],
-            by_rows=last,
+            by_rows=by_rows,
         )
     if _unrolls(geometry, made):
         return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
+
+
+def _turns(geometry: ConvGeometry) -> bool:
+    """Say whether y is sooner made in rows of filters, and turned, than in lines of outputs."""
+    filters, channels = (n // geometry.groups for n in (geometry.F, geometry.C))
+    deep = channels * geometry.taps >= WORTH_TURNING and geometry.ndim > 1
+    return deep and filters % SPARE == 0 and geometry.out[-1] < BLOCK
 
 
 def _unrolls(geometry: ConvGeometry, made: Made) -> bool:

@@ -80,7 +80,8 @@ class Spread:
     kernel, stride, reach : int
         Taps of the last axis, its stride, and the cells from the first tap to the last.
     by_rows : bool
-        Whether y and dout have a row for each output, as where channels are innermost in memory.
+        Whether y and dout have a row for each output, as where channels are innermost in memory, or
+        y until it is stored.
     """
 
     tile_bytes: ClassVar[int] = 2**22
@@ -354,7 +355,8 @@ class _Lines:
         self._tile, self._outer = tile, (images, *outer)
         self._window = last.kernel * tile.C  # rows of one line
         self._row = row_of(last.outs * together)
-        runs = pairs_of((*self._outer, Axis(1, 1, 0, 1, 1, 1)), 1, windows=True)
+        taps = self._taps_of_a_run()
+        runs = pairs_of((*self._outer, Axis(1, 1, 0, 1, 1, 1)), 1, run=taps)
         self._out, self._cell, self._tap = (n[:, None] for n in (runs.out, runs.cell, runs.tap))
         self.depth = (runs.taps * self._window)[:, None]
         met, first = np.unique(runs.out, return_index=True)
@@ -364,6 +366,12 @@ class _Lines:
         piece = together if self._across else max(most // BLOCK, 1) * BLOCK
         self._at = np.arange(0, last.outs * together, piece)
         self.length = np.minimum(last.outs * together - self._at, piece)
+
+    def _taps_of_a_run(self) -> int:
+        """Return how many taps of the axis before the last are one product of 64 outputs."""
+        each = BLOCK * min(self._tile.F, BLOCK) * self._window
+        taps, most = self._outer[-1].kernel, max(SMALL_PRODUCT // max(each, 1), 1)
+        return -(-taps // -(-taps // most))
 
     def x(self) -> Operand:
         """Return the cells of each run: a row for each tap and channel."""
