@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 import im2col_conv as ic
 from im2col_conv.engine import choice, workers
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit import forward as implicit_forward
+from im2col_conv.engine.implicit import spread
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.input_grad import plan_input_grad
 from im2col_conv.engine.implicit.outer import ChannelsOuter
-from im2col_conv.engine.implicit.pairs import axes_between, places_of
+from im2col_conv.engine.implicit.pairs import Axis, axes_between, places_of
 from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
@@ -158,6 +160,14 @@ def test_y_is_made_in_rows_where_lines_are_no_whole_block(C, F, kernel, padding,
     assert arrangement_for(geometry, "channels_first", "y").by_rows is turned
     assert not arrangement_for(geometry, "channels_first", "dx").by_rows
     assert not arrangement_for(geometry, "channels_first", "dout.T").by_rows
+
+
+@pytest.mark.parametrize(("kernel", "taps"), [(7, [7]), (11, [6, 5]), (23, [8, 8, 7])])
+def test_windows_too_deep_for_a_product_without_copies_are_cut_in_runs(kernel, taps):
+    axes = Axis(1, kernel, 0, kernel, 1, 1), Axis(64, 64 + 8, 0, 9, 1, 1)
+    lines = spread._Lines(Tile(axes, images=1, C=3, F=70), interleaved=False, by_rows=True)
+    assert lines.depth.ravel().tolist() == [27 * each for each in taps]
+    assert 64 * 64 * lines.depth.max() <= SMALL_PRODUCT
 
 
 @needs_blas

@@ -14,6 +14,7 @@ product takes one output of all images. dx is added up in such rows, and then ta
 The lines of y and dout are used where they are, if they are long; only for dw, and with more than
 one axis, long lines of dout are copied with their channels innermost, since short products with a
 transposed right side are slow.
+As in ``outer``, y may be made with its filters innermost, and turned.
 Padding is stored, as zeros. Zero times infinity would be NaN: where dout is not finite, dw is made
 tap by tap of the outputs that meet a cell.
 """
