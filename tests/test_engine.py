@@ -214,6 +214,7 @@ def peak_beyond(call):
         ((9, 48, 90, 71), (48, 1, 3, 3), np.float16, {"stride": 2, "padding": 1, "groups": 48}),
         ((1, 32, 250, 300), (32, 1, 3, 3), np.float32, {"dilation": 100, "groups": 32}),
         ((2, 96, 9000), (96, 1, 31), np.float32, {"padding": 15, "groups": 96}),
+        ((16, 12, 50, 40), (256, 12, 3, 5), np.float32, {"padding": (1, 2)}),  # y turned
     ],
 )
 @layouts

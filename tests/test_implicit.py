@@ -74,8 +74,9 @@ LAYERS = [
     ((3, 5, 24, 27), (9, 5, 8, 7), {"stride": (3, 2), "padding": (0, 4)}, ChannelsInner),
     ((2, 4, 300), (7, 4, 51), {"stride": 2, "padding": 20}, ChannelsInner),
     ((2, 9, 13, 40), (70, 9, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
-    # y turned: a bias of two blocks, groups, three axes, windows cut in two runs
+    # y turned: a bias of two blocks, rows that see padding alone, groups, three axes, two runs
     ((2, 19, 5, 29), (80, 19, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
+    ((2, 18, 4, 23), (16, 18, 3, 3), {"padding": ((4, 1), (1, 5))}, ChannelsOuter),
     ((1, 18, 3, 4, 22), (32, 9, 2, 3, 4), {"groups": 2, "padding": 1}, ChannelsOuter),
     ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, Spread),
     ((2, 6, 5, 9, 24), (32, 3, 3, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, Spread),
