@@ -77,10 +77,7 @@ class Unrolled:
         L = n * math.prod(outs)
         if name not in ("x", "dx"):
             return c * row_of(L)
-        seen = [
-            max(o - 1, 0) * stride + reach
-            for o, stride, reach in zip(outs, self.stride, self.reach, strict=True)
-        ]
+        seen = map(_seen, outs, self.stride, self.reach)
         K = c * math.prod(self.kernel)
         return K * row_of(L) + self.by_rows * L * row_of(K) + c * n * math.prod(seen)
 
@@ -188,7 +185,7 @@ class _Windows:
     def __init__(
         self, scratch: Scratch, channels: Shape, axes: tuple[Axis, ...], dtype: np.dtype[Any]
     ) -> None:
-        seen = [max(a.outs - 1, 0) * a.stride + (a.kernel - 1) * a.dilation + 1 for a in axes]
+        seen = [_seen(a.outs, a.stride, (a.kernel - 1) * a.dilation + 1) for a in axes]
         self._cells = cells = scratch.array("cells", (*channels, *seen), dtype)
         here = [_overlap(axis, many) for axis, many in zip(axes, seen, strict=True)]
         there = [slice(i.start + a.lead, i.stop + a.lead) for i, a in zip(here, axes, strict=True)]
@@ -215,6 +212,11 @@ class _Windows:
     def add_to(self, image: Array) -> None:
         """Add the cells to those of ``image[c, n, *cells]``."""
         image[self._of_image] += self._cells[self._middle]
+
+
+def _seen(outs: int, stride: int, reach: int) -> int:
+    """Return the cells along an axis from the first that some outputs see to the last."""
+    return max(outs - 1, 0) * stride + reach
 
 
 def _overlap(axis: Axis, seen: int) -> slice:
