@@ -79,7 +79,7 @@ LAYERS = [
     ((2, 18, 4, 23), (16, 18, 3, 3), {"padding": ((4, 1), (1, 5))}, ChannelsOuter),
     ((1, 18, 3, 4, 22), (32, 9, 2, 3, 4), {"groups": 2, "padding": 1}, ChannelsOuter),
     ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, Spread),
-    ((2, 6, 5, 9, 24), (32, 3, 3, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, Spread),
+    ((2, 6, 5, 9, 24), (32, 3, 4, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, Spread),
     ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
@@ -143,21 +143,20 @@ def test_equals_the_spine(x_shape, w_shape, keywords, arrangement, dtype, layout
 
 
 @pytest.mark.parametrize(
-    ("C", "F", "kernel", "padding", "line", "turned"),
+    ("w_shape", "size", "turned"),
     [
-        (18, 16, (3, 3), 1, 63, True),
-        (18, 16, (3, 3), 1, 64, False),  # a whole block of outputs
-        (18, 24, (3, 3), 1, 63, False),  # filters that fill no line of the cache
-        (17, 16, (3, 3), 1, 63, False),  # shallow windows
-        (18, 16, (3, 3), 1, 19, False),  # short lines, of all images
-        (3, 16, (9, 6), (4, 0), 63, True),
-        (60, 16, (3,), 1, 63, False),  # along one axis
+        ((16, 18, 3, 3), (9, 65), True),  # lines of 63 outputs
+        ((16, 18, 3, 3), (9, 66), False),  # a whole block of outputs
+        ((24, 18, 3, 3), (9, 65), False),  # filters that fill no line of the cache
+        ((16, 17, 3, 3), (9, 65), False),  # shallow windows
+        ((16, 18, 3, 3), (9, 21), False),  # short lines, of all images
+        ((16, 60, 3), (65,), False),  # along one axis
+        ((16, 1, 14, 15), (14, 77), True),  # spread
+        ((16, 1, 14, 14), (14, 76), False),
     ],
 )
-def test_y_is_made_in_rows_where_lines_are_no_whole_block(C, F, kernel, padding, line, turned):
-    size = (9, line + (kernel[-1] - 1 if kernel[-1] == 6 else 0))[-len(kernel) :]
-    geometry = ic.ConvGeometry.from_shapes((2, C, *size), (F, C, *kernel), padding=padding)
-    assert geometry.out[-1] == line
+def test_y_is_made_in_rows_where_lines_are_no_whole_block(w_shape, size, turned):
+    geometry = ic.ConvGeometry.from_shapes((2, w_shape[1], *size), w_shape)
     assert arrangement_for(geometry, "channels_first", "y").by_rows is turned
     assert not arrangement_for(geometry, "channels_first", "dx").by_rows
     assert not arrangement_for(geometry, "channels_first", "dout.T").by_rows

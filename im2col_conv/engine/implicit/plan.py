@@ -51,7 +51,7 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
-WORTH_TURNING = 160  # numbers of a window, that make products longer than turning what they make
+WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of a group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
@@ -151,9 +151,9 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
-    by_rows = last or (made == "y" and long and _turns(geometry))
     if stride == 1 and DEEP <= rows <= DEEPEST and not last:
-        return ChannelsOuter(interleaved=not long, by_rows=by_rows)
+        turns = _turns(geometry, made, WORTH_TURNING[0])
+        return ChannelsOuter(interleaved=not long, by_rows=turns)
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
     if few and not (last and channels >= MANY):
         return Spread(
@@ -161,18 +161,23 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
             kernel=geometry.kernel[-1],
             stride=stride,
             reach=geometry.reach[-1],
-            by_rows=by_rows,
+            by_rows=last or _turns(geometry, made, WORTH_TURNING[1]),
         )
     if _unrolls(geometry, made):
         return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
 
 
-def _turns(geometry: ConvGeometry) -> bool:
+def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
     """Say whether y is sooner made in rows of filters, and turned, than in lines of outputs."""
     filters, channels = (n // geometry.groups for n in (geometry.F, geometry.C))
-    deep = channels * geometry.taps >= WORTH_TURNING and geometry.ndim > 1
-    return deep and filters % SPARE == 0 and geometry.out[-1] < BLOCK
+    return (
+        made == "y"
+        and geometry.ndim > 1
+        and LONG_LINE <= geometry.out[-1] < BLOCK
+        and filters % SPARE == 0
+        and channels * geometry.taps >= deep
+    )
 
 
 def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
