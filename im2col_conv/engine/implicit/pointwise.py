@@ -48,8 +48,8 @@ from im2col_conv.prepared import Room
 __all__ = ["Pointwise", "is_pointwise"]
 
 BLOCK = 64  # channels of a result in one product
-DEPTH = 128  # most that a product sums over
-LINE = 96  # positions of one product
+ROWS, DEPTH = 96, 128  # positions that are rows of a product, and the most that it sums over
+LINE, LINE_DEPTH = 192, 64  # the same of positions that are columns: each row is on another page
 FEW_WEIGHTS = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
 
@@ -284,8 +284,9 @@ def _weighted(
         left, right = turned, source.inner
     transposed = "a" * left + "b" * right
     n = np.arange(source.images).reshape(-1, 1, 1, 1)
-    (p, L), (m, M) = _pieces(target.positions, LINE, 1), _pieces(target.channels, BLOCK, 2)
-    k, K = even_pieces(source.channels, DEPTH)  # along the last axis of four
+    length, depth = (ROWS, DEPTH) if target.inner else (LINE, LINE_DEPTH)
+    (p, L), (m, M) = _pieces(target.positions, length, 1), _pieces(target.channels, BLOCK, 2)
+    k, K = even_pieces(source.channels, depth)  # along the last axis of four
     W = Operand(m // width * block + m % width + k * row if turned else m * row + k, row)
     x, y, first = source.at(n, k, p), target.at(n, m, p), k == 0
     b = Bias(m, by_rows=not target.inner) if biased else None
