@@ -34,8 +34,6 @@ from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of, places_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
-    SET_BYTES,
-    SPARE,
     Shape,
     Tile,
     even_pieces,
@@ -52,9 +50,9 @@ __all__ = ["ChannelsInner"]
 
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
-TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges as soon as three
-TURNED_BACK_AT_ONCE = 2**16  # of sums for weights, likewise
-PACKED_AT_ONCE = 5 * 2**16  # numbers of weights between the copies that arrange them
+TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges
+TURNED_BACK_AT_ONCE = 2**16  # of sums for weights that one copy arranges as soon as two
+PACKED_AT_ONCE = 5 * 2**16  # of sums for weights, between those two
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class ChannelsInner:
     def packing(self, shape: Shape) -> int:
         _, C, *kernel = shape
         least = math.prod(kernel) * max(C, BLOCK)  # one filter, or a channel of one block
-        return 2 * min(max(PACKED_AT_ONCE, least), math.prod(shape)) + BLOCK * 2 * SPARE
+        return min(max(PACKED_AT_ONCE, least), math.prod(shape))
 
     def load(
         self,
@@ -144,16 +142,13 @@ class ChannelsInner:
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
         W = room("weights", _packed_shape(g, C, F, weights.shape[-1]), dtype)
-        if W.shape[:2] == (1, 1) and _turns_at_once(weights[0]):
+        if W.shape[:2] == (1, 1) and W.size < TURNED_AT_ONCE:
             W[0, 0] = weights[0].transpose(2, 1, 0)
             return Whole(W)  # all workers begin with this block, and would wait for who makes it
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
-            for part, packed in _parts(weights[group], W[group], block):
-                if _turns_at_once(part):
-                    packed[...] = part.transpose(2, 1, 0)
-                else:
-                    _turn_in_steps(blas, scratch, part, packed)
+            for part, packed in _parts(weights[group], W[group], block, TURNED_AT_ONCE):
+                packed[...] = part.transpose(2, 1, 0)
 
         return Blockwise(W, make)
 
@@ -178,7 +173,7 @@ class ChannelsInner:
         F, C = dw.shape[:2]
         weights = dw.reshape(F, C, -1)
         for block in range(len(sums)):
-            for part, packed in _parts(weights, sums, block):
+            for part, packed in _parts(weights, sums, block, PACKED_AT_ONCE):
                 if part.size < TURNED_BACK_AT_ONCE:
                     part[...] = packed.transpose(2, 1, 0)
                     continue
@@ -236,31 +231,15 @@ def _packed_shape(groups: int, rows: int, columns: int, taps: int) -> Shape:
     return (groups, len(_blocks(columns)), taps, rows, min(columns, BLOCK))
 
 
-def _parts(weights: Array, packed: Array, block: int) -> Iterator[tuple[Array, Array]]:
+def _parts(
+    weights: Array, packed: Array, block: int, numbers: int
+) -> Iterator[tuple[Array, Array]]:
     """Yield parts of one block of filters of ``weights[f, c, tap]``, and of packed (tap, c, f)."""
     F, C, taps = weights.shape
     first, many = _blocks(F)[block]
-    step = max(1, PACKED_AT_ONCE // (taps * many))
+    step = max(1, numbers // (taps * many))
     for c in range(0, C, step):
         yield weights[first : first + many, c : c + step], packed[block, :, c : c + step, :many]
-
-
-def _turns_at_once(weights: Array) -> bool:
-    """Say whether one copy by NumPy turns ``weights[f, c, tap]`` sooner than several calls.
-
-    Not many, nor where all filters begin in one set or two of the processor's first cache.
-    """
-    return weights.size < TURNED_AT_ONCE and weights.strides[0] % (SET_BYTES // 2) != 0
-
-
-def _turn_in_steps(blas: OpenBlas, scratch: Scratch, weights: Array, packed: Array) -> None:
-    """Copy ``weights[f, c, tap]`` to ``packed[tap, c, f]``, each step in order of one of them."""
-    f, c, taps = weights.shape
-    near = scratch.array("near", (f, row_of(c * taps)), packed.dtype)[:, : c * taps]
-    near[...] = weights.reshape(f, -1)
-    turned = scratch.array("W", (c * taps, f), packed.dtype)
-    move_matrix(blas, near, turned.T)
-    copy_lines(turned.reshape(c, taps, f).swapaxes(0, 1), packed)
 
 
 Results: TypeAlias = Literal["outs", "cells"] | None
