@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import im2col_conv as ic
-from im2col_conv.engine import choice, workers
+from im2col_conv.engine import blas, choice, workers
 from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit import forward as implicit_forward
@@ -452,6 +452,39 @@ def test_tiles_of_more_than_8192_products_are_right(x_shape, w_shape, keywords, 
         )
     for one, other in zip(tap_by_tap, columns, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "arrangement"), LAYERS)
+def test_numpy_multiplies_only_while_its_blas_is_held(
+    x_shape, w_shape, keywords, arrangement, layout, monkeypatch
+):
+    """Elsewhere the setting of the process is left alone, so that it might take many threads."""
+
+    def only_held(multiply):
+        def checked(*arrays, **options):
+            assert blas._calls == 1
+            return multiply(*arrays, **options)
+
+        return checked
+
+    holds = []
+    hold = blas.hold
+    monkeypatch.setattr(blas, "hold", lambda: holds.append(hold()))
+    for name in ("dot", "matmul"):
+        monkeypatch.setattr(np, name, only_held(getattr(np, name)))
+    rng = np.random.default_rng(2)
+    x, w = (whole(rng, shape) for shape in (x_shape, w_shape))
+    if layout == "channels_last":
+        x = np.moveaxis(x, 1, -1)
+    options = {"layout": layout, "algorithm": "implicit", **keywords}
+    y = ic.conv(x, w, **options)
+    ic.conv_input_grad(y, w, x.shape, **options)
+    assert len(holds) == 2 * (arrangement is Bands)
+    ic.conv_weight_grad(y, x, w.shape, **options)
+    ic.conv_grads(y, x, w, **options)
+    assert len(holds) == 2 * (arrangement is Bands) + 2
 
 
 @needs_blas

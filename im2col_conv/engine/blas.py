@@ -1,4 +1,4 @@
-"""Hold the process's BLAS to one thread while a call runs, and leave it as it was found."""
+"""Hold the process's BLAS to one thread while it multiplies for a call; leave it as it was found."""
 
 from __future__ import annotations
 

@@ -52,14 +52,17 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 def _run(job: Job, workers: int) -> None:
     with lend_scratch() as shared:
         work = job.begin(shared)
-        run_tasks(work.task, job.plan.tasks, workers)
+        multiplies = job.plan.numpy_multiplies
+        run_tasks(work.task, job.plan.tasks, workers, numpy_multiplies=multiplies)
         work.finish(workers)
 
 
 def _run_together(jobs: Sequence[Job], workers: int) -> None:
     with lend_scratch() as shared:
         works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
-        run_tasks(in_a_row([work.task for work in works], tasks), sum(tasks), workers)
+        task = in_a_row([work.task for work in works], tasks)
+        multiplies = any(job.plan.numpy_multiplies for job in jobs)
+        run_tasks(task, sum(tasks), workers, numpy_multiplies=multiplies)
         for work in works:
             work.finish(workers)
 

@@ -39,6 +39,11 @@ class Plan:
     work: int
 
     @property
+    def numpy_multiplies(self) -> bool:
+        """Whether NumPy's BLAS makes a product of the pass, and must be held to one thread."""
+        return True
+
+    @property
     def tile_shape(self) -> tuple[int, ...]:
         """A whole tile: (images, groups, *positions)."""
         return self.tiling.step

@@ -90,13 +90,14 @@ def drop_scratch() -> None:
 Task = Callable[[int, Scratch], None]
 
 
-def run_tasks(task: Task, tasks: int, workers: int) -> None:
+def run_tasks(task: Task, tasks: int, workers: int, *, numpy_multiplies: bool = True) -> None:
     """Call ``task(i, scratch)`` for each i below ``tasks``, on at most ``workers`` threads.
 
-    Products run on one BLAS thread. The first error of a task is raised here, when no task runs any
-    more.
+    Where ``numpy_multiplies``, its products run on one BLAS thread. The first error of a task is
+    raised here, when no task runs any more.
     """
-    blas.hold()
+    if numpy_multiplies:
+        blas.hold()
     try:
         if min(workers, tasks) > 1:
             _share(task, tasks, min(workers, tasks))
@@ -105,7 +106,8 @@ def run_tasks(task: Task, tasks: int, workers: int) -> None:
                 for index in range(tasks):
                     task(index, scratch)
     finally:
-        blas.let_go()
+        if numpy_multiplies:
+            blas.let_go()
 
 
 class _Row:

@@ -74,6 +74,11 @@ class ImplicitPlan(Plan):
     steps: dict[Hashable, Step] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def numpy_multiplies(self) -> bool:
+        """Whether results are looked through for infinity, by a product of themselves."""
+        return isinstance(self.arrangement, Bands)
+
+    @property
     def tile_shape(self) -> Shape:
         _, images, *positions, _ = self.tiling.step
         return (images, 1, *positions)

@@ -53,6 +53,11 @@ class WeightGradPlan(ImplicitPlan):
     chunks: Tiling
 
     @property
+    def numpy_multiplies(self) -> bool:
+        """Whether NumPy's BLAS has a part: it adds up db, and looks through dout for infinity."""
+        return True
+
+    @property
     def tile_shape(self) -> Shape:
         images, *positions = self.tiling.step
         return (images, 1, *positions)
@@ -198,7 +203,8 @@ class _Sums:
                 total = total_of(self._dw[:, groups.start, part])
                 self._unpack(total, groups.start, part, scratch)
 
-            run_tasks(add, parts.boxes, workers if self._dw.nbytes >= WORTH_SHARING else 1)
+            shared = self._dw.nbytes >= WORTH_SHARING
+            run_tasks(add, parts.boxes, workers if shared else 1, numpy_multiplies=False)
 
     def _unpack(self, total: Array, g: int, part: slice, scratch: Scratch) -> None:
         assert self._dw_result is not None  # or there would be no sum of it

@@ -60,6 +60,11 @@ class WinogradPlan(Plan):
     numbers: int
 
     @property
+    def numpy_multiplies(self) -> bool:
+        """All products are the private BLAS's."""
+        return False
+
+    @property
     def tile_shape(self) -> tuple[int, ...]:
         """A whole chunk: (images, groups, *positions)."""
         _, _, images, *tiles = self.tiling.step
