@@ -1,4 +1,4 @@
-"""Hold the process's BLAS to one thread while it multiplies for a call; leave it as it was found."""
+"""Hold the process's BLAS to one thread while it multiplies for a call, and put it back."""
 
 from __future__ import annotations
 
