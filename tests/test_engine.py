@@ -26,6 +26,7 @@ from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
+from im2col_conv.engine.openblas import is_private, private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
@@ -579,8 +580,13 @@ def test_an_error_in_a_task_is_raised_and_ends_the_rest():
         engine_workers.run_tasks(fail, 3, 2)
 
 
-def blas_threads():
-    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+def blas_threads(*, private=False):
+    """Return the threads of each BLAS of the process, but for the private one; or of that one."""
+    return [
+        each["num_threads"]
+        for each in threadpool_info()
+        if each["user_api"] == "blas" and is_private(each["filepath"]) == private
+    ]
 
 
 def test_products_run_on_one_blas_thread_and_the_setting_comes_back():
@@ -616,6 +622,21 @@ def test_the_first_of_overlapping_calls_to_end_leaves_the_others_their_one_threa
         engine_workers.run_tasks(call_within, 1, 1)
         assert inside == [[1] * len(before)]
         assert blas_threads() == before
+
+
+@pytest.mark.skipif(private_blas() is None, reason="needs the extra fast")
+def test_a_call_that_ends_does_not_give_the_private_blas_of_another_more_threads():
+    """Two threads of it would race for results to which several products of a batch add."""
+    arrays, keywords = random_layer((1, 24, 30, 21), (40, 24, 3, 2))
+
+    def call_within(index, scratch):
+        ic.conv(*arrays[:3], algorithm="implicit", **keywords)
+        assert blas_threads(private=True) == [1]
+
+    with threadpool_limits(2, user_api="blas"):
+        assert blas_threads(private=True) == [2]
+        engine_workers.run_tasks(call_within, 1, 1)
+        assert blas_threads(private=True) == [1]
 
 
 def test_calls_of_any_thread_hold_blas_to_one_thread():

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from threadpoolctl import ThreadpoolController
 
+from im2col_conv.engine.openblas import is_private
+
 __all__ = ["hold", "let_go"]
 
 
@@ -59,10 +61,13 @@ def _put_back() -> None:
 
 @cache
 def _libraries() -> list[_Library]:
-    """Return the BLAS libraries of the process: NumPy has loaded its own before we are called."""
-    return [
-        _library(each) for each in ThreadpoolController().select(user_api="blas").lib_controllers
-    ]
+    """Return the BLAS libraries of the process: NumPy has loaded its own before we are called.
+
+    The private one is not among them. It takes one thread whatever was found, and if a call put
+    that back, products of another that add to the same numbers would race.
+    """
+    controllers = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [_library(each) for each in controllers if not is_private(each.filepath)]
 
 
 def _library(controller: Any) -> _Library:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from ctypes import c_char_p, c_double, c_float, c_int, c_void_p
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,11 @@ from im2col_conv.engine.copies import Copies
 from im2col_conv.engine.kernels import judge, processor_features
 from im2col_conv.engine.products import Products
 
-__all__ = ["INSTALL", "OpenBlas", "private_blas", "why_not"]
+__all__ = ["INSTALL", "OpenBlas", "is_private", "private_blas", "why_not"]
 
 INSTALL = 'pip install "im2col-conv[fast]"'
 
-_CORETYPE = "OPENBLAS_CORETYPE"
+_PACKAGE, _CORETYPE = "scipy_openblas32", "OPENBLAS_CORETYPE"
 # Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
 SHORT_COPY = 2**14
 
@@ -114,14 +115,20 @@ def why_not() -> str | None:
     return None if isinstance(library, OpenBlas) else library
 
 
+def is_private(path: str) -> bool:
+    """Say whether a library is the one that belongs to this package, opened or not."""
+    spec = find_spec(_PACKAGE)
+    return spec is not None and Path(str(spec.origin)).resolve().parent in Path(path).parents
+
+
 @cache
 def _found() -> OpenBlas | str:
     try:
         with _fitting_kernel():
-            package = import_module("scipy_openblas32")
+            package = import_module(_PACKAGE)
             return OpenBlas(_path(package))
     except ImportError as error:
-        if error.name == "scipy_openblas32":
+        if error.name == _PACKAGE:
             return f"the extra fast is not installed: {INSTALL}"
         return f"scipy_openblas32 cannot be imported: {error}"
     except OSError as error:
