@@ -118,7 +118,8 @@ def why_not() -> str | None:
 def is_private(path: str) -> bool:
     """Say whether a library is the one that belongs to this package, opened or not."""
     spec = find_spec(_PACKAGE)
-    return spec is not None and Path(str(spec.origin)).resolve().parent in Path(path).parents
+    folders = spec.submodule_search_locations or () if spec else ()
+    return any(Path(folder).resolve() in Path(path).parents for folder in folders)
 
 
 @cache
