@@ -238,6 +238,7 @@ def test_equals_the_spine_for_any_geometry(data):
         (ChannelsInner(False, False, 1), (2, 64, 70, 3, 3), Blockwise),
         (ChannelsInner(False, False, 1), (1, 65, 70, 3, 3), Blockwise),
         (ChannelsInner(False, False, 1), (1, 64, 300, 3, 3), Blockwise),  # many
+        (ChannelsInner(False, False, 1), (1, 64, 64, 4, 2), Whole),  # in the same sets of a cache
         (Pointwise(by_rows=True), (1, 70, 130, 1, 1), Whole),
         (Pointwise(by_rows=True), (1, 128, 130, 1, 1), Blockwise),
         (Pointwise(by_rows=True), (1, 64, 512, 1, 1), Blockwise),  # many

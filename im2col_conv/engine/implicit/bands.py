@@ -108,7 +108,7 @@ class Bands:
         between = self.interleaved and (self.turned or stride > 1)
         return own + between * c * n * math.prod(positions)
 
-    def packing(self, shape: Shape) -> int:
+    def unpacking(self, shape: Shape) -> int:
         return 0
 
     def load(

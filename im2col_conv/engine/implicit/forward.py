@@ -50,7 +50,7 @@ def plan_forward(
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype),
+        worker_bytes=worker_bytes(geometry, numbers, n, tuple(box), dtype),
         shared_bytes=shared,
         work=work_of(geometry, arrangement),
         geometry=geometry,

@@ -90,9 +90,9 @@ class ChannelsInner:
         positions = math.prod(cells if name in ("x", "dx") else outs)
         return n * positions * row_of(c) + turning(c, positions)
 
-    def packing(self, shape: Shape) -> int:
-        _, C, *kernel = shape
-        least = math.prod(kernel) * max(C, BLOCK)  # one filter, or a channel of one block
+    def unpacking(self, shape: Shape) -> int:
+        _, _, *kernel = shape
+        least = math.prod(kernel) * BLOCK  # a channel of one block
         return min(max(PACKED_AT_ONCE, least), math.prod(shape))
 
     def load(

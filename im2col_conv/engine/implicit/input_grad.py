@@ -54,7 +54,7 @@ def plan_input_grad(
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=worker_bytes(geometry, arrangement, numbers, n, outs, dtype),
+        worker_bytes=worker_bytes(geometry, numbers, n, outs, dtype),
         shared_bytes=shared,
         work=work_of(geometry, arrangement),
         geometry=geometry,

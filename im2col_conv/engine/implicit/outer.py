@@ -85,7 +85,7 @@ class ChannelsOuter:
             return output_numbers(name, self.interleaved, c, n, outs)
         return math.prod(self._order((c, n, *cells)))
 
-    def packing(self, shape: Shape) -> int:
+    def unpacking(self, shape: Shape) -> int:
         return 0
 
     def load(

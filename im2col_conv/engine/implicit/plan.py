@@ -296,17 +296,10 @@ def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dty
 
 
 def worker_bytes(
-    geometry: ConvGeometry,
-    arrangement: Arrangement,
-    numbers: int,
-    images: int,
-    outs: Shape,
-    dtype: np.dtype[Any],
+    geometry: ConvGeometry, numbers: int, images: int, outs: Shape, dtype: np.dtype[Any]
 ) -> int:
-    """Return what a worker takes: ``numbers`` of a tile, its list, and weights half arranged."""
-    _, C, F = channels_in_groups(geometry, arrangement)
-    packing = arrangement.packing((F, C, *geometry.kernel))
-    return (numbers + packing) * dtype.itemsize + _list_bytes(geometry, images, outs)
+    """Return what a worker takes: ``numbers`` of a tile, and its list."""
+    return numbers * dtype.itemsize + _list_bytes(geometry, images, outs)
 
 
 def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:

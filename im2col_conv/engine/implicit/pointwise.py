@@ -86,7 +86,7 @@ class Pointwise:
         positions = n * math.prod(outs)
         return positions * row_of(c) if name == "dout.T" else c * row_of(positions)
 
-    def packing(self, shape: Shape) -> int:
+    def unpacking(self, shape: Shape) -> int:
         return 0
 
     def load(

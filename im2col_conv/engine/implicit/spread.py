@@ -110,7 +110,7 @@ class Spread:
         margins = 2 * n * self.reach * (c if self.by_rows else 1)
         return rows + c * n * math.prod(cells[:-1]) * (cells[-1] + self.stride) + margins
 
-    def packing(self, shape: Shape) -> int:
+    def unpacking(self, shape: Shape) -> int:
         return 0
 
     def load(

@@ -134,8 +134,8 @@ class Arrangement(Protocol):
     def numbers(self, name: str, c: int, n: int, cells: Shape, outs: Shape) -> int:
         """Return the numbers in the memory of ``name``, in a tile of so many cells and outputs."""
 
-    def packing(self, shape: Shape) -> int:
-        """Return the numbers of a worker that arranges weights of the shape (f, c, *tap)."""
+    def unpacking(self, shape: Shape) -> int:
+        """Return the numbers that :meth:`unpack` needs between two copies, for dw (f, c, *tap)."""
 
     def load(
         self,

@@ -81,7 +81,7 @@ class Unrolled:
         K = c * math.prod(self.kernel)
         return K * row_of(L) + self.by_rows * L * row_of(K) + c * n * math.prod(seen)
 
-    def packing(self, shape: Shape) -> int:
+    def unpacking(self, shape: Shape) -> int:
         return 0
 
     def load(

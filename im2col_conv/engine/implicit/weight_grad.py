@@ -71,7 +71,7 @@ def plan_weight_grad(
     arrangement = arrangement_for(geometry, layout, "dout.T")
     shares = shares_of(geometry, arrangement)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
-    G, _, F = channels_in_groups(geometry, arrangement)
+    G, C, F = channels_in_groups(geometry, arrangement)
     in_place = isinstance(arrangement, Pointwise)
     summed = geometry.N * geometry.positions // LEAST_SUMMED if in_place else shares
     most = max(1, min(shares, summed, workspace // 2 // sum_bytes - 1))
@@ -93,7 +93,8 @@ def plan_weight_grad(
     numbers = tile_numbers(geometry, arrangement, "dout.T", filters, n, cells, outs)
     # A sum that is the only one of its chunk belongs to the worker who makes it.
     own_bytes = sum_bytes // (groups * blocks) * chunks.cells if sums == 1 else 0
-    tile_bytes = worker_bytes(geometry, arrangement, numbers, n, tuple(box), dtype)
+    numbers += arrangement.unpacking((F, C, *geometry.kernel))
+    tile_bytes = worker_bytes(geometry, numbers, n, tuple(box), dtype)
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
