@@ -26,6 +26,7 @@ from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
+from im2col_conv.engine.implicit.weight_grad import plan_weight_grad as plan_dw_tap_by_tap
 from im2col_conv.engine.openblas import is_private, private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
@@ -282,6 +283,18 @@ def test_a_tile_takes_the_scratch_memory_that_its_plan_says(x_shape, w_shape, ke
             ic.set_workspace(64 * MIB)  # no buffers of earlier calls
             _, found = peak_beyond(call)
         assert said / 3 <= found <= said + PYTHON  # results that lie as they should need none
+
+
+@pytest.mark.skipif(private_blas() is None, reason="needs the extra fast")
+def test_tap_by_tap_the_buffer_between_sums_and_dw_is_counted():
+    (x, w, _, dout), keywords = random_layer((1, 270, 22, 19), (200, 270, 3, 3), padding=(1, 0))
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, padding=(1, 0))
+    plan = plan_dw_tap_by_tap(geometry, "channels_first", x.dtype, 64 * MIB)
+    keywords["algorithm"] = "implicit"
+    with ic.set_workers(1):
+        ic.set_workspace(64 * MIB)  # no buffers of earlier calls
+        _, found = peak_beyond(lambda: ic.conv_weight_grad(dout, x, w.shape, **keywords))
+    assert found <= plan.worker_bytes + plan.shared_bytes + PYTHON
 
 
 def test_the_floor_is_a_row_of_output_and_two_copies_of_w():
