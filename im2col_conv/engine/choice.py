@@ -13,6 +13,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.adjoint import adjoint_of
+from im2col_conv.engine.im2col import dots
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
@@ -64,6 +65,7 @@ LEAST_COLUMNS_OF_GROUP, LEAST_SCATTERED_OF_GROUP = 4 * 10**5, 7 * 10**4
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
+MOST_DOTTED = 32  # outputs of a line, up to which dw is sooner made by dots, channels first
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
@@ -167,9 +169,10 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether a depthwise layer has lines that are worth a product."""
     bands = bands_for(geometry, layout, for_dw=each == "weight_grad")
     line = geometry.out[-1] * (geometry.N if bands.interleaved else 1)
+    dotted = layout == "channels_first" and line <= MOST_DOTTED
     long = {
         "forward": line >= LEAST_LINE_OF_PLANES,
-        "weight_grad": line * geometry.taps >= LEAST_SUM_OF_PLANES,
+        "weight_grad": line * geometry.taps >= LEAST_SUM_OF_PLANES and not dotted,
         "input_grad": True,
     }
     return geometry.flops >= LEAST_FLOPS_OF_PLANES and long[each]
@@ -265,8 +268,8 @@ def weight_grad_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
-    return im2col_weight_grad.plan_weight_grad(
-        geometry, layout, x_type, dout_type, result, workspace
+    return dots.plan_dots(geometry, layout, result, workspace) or (
+        im2col_weight_grad.plan_weight_grad(geometry, layout, x_type, dout_type, result, workspace)
     )
 
 
@@ -327,6 +330,8 @@ def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Arr
     def begin(shared: Scratch) -> Work:
         if isinstance(plan, im2col_weight_grad.WeightGradPlan):
             return im2col_weight_grad.weight_grad(plan, dout, x, dw, db)
+        if isinstance(plan, dots.DotsPlan):
+            return dots.weight_grad(plan, dout, x, dw, db)
         assert isinstance(plan, implicit_weight_grad.WeightGradPlan)
         return implicit_weight_grad.weight_grad(plan, _blas(), shared, dout, x, dw, db)
 

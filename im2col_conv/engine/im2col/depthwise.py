@@ -32,7 +32,15 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices, tap_slices, whole
 
-__all__ = ["ViewedColumns", "forward", "is_viewed", "viewed_columns", "weight_product"]
+__all__ = [
+    "SHORT_LINE",
+    "ViewedColumns",
+    "forward",
+    "is_viewed",
+    "multiply_inside",
+    "viewed_columns",
+    "weight_product",
+]
 
 # Measured: docs/performance.md.
 TILE_BYTES = 2**22
@@ -203,13 +211,19 @@ def weight_product(
                 cells = product.reshape(*product.shape[:-1], -1, len(x))
                 dw[*taps][some] += cells.sum(axis=-2)
     if any(map(any, geometry.padding)) and not np.isfinite(dw).all():
-        _multiply_inside(geometry, douts, x, box, dw)
+        multiply_inside(geometry, douts, x, dw, box)
     return np.moveaxis(dw, -1, 0).reshape(len(x), 1, -1)
 
 
-def _multiply_inside(geometry: ConvGeometry, dout: Array, x: Array, box: Slices, dw: Array) -> None:
-    """Set ``dw[*tap, c]`` to sums without padding, whose zeros times infinity make NaN."""
+def multiply_inside(
+    geometry: ConvGeometry, dout: Array, x: Array, dw: Array, box: Slices | None = None
+) -> None:
+    """Set ``dw[*tap, c]`` to sums without padding, whose zeros times infinity make NaN.
+
+    ``dout[n, *o, c]`` are the outputs of a box, or all of them; ``x[c, 1, n, *size]`` all cells.
+    """
     cells, axes = np.moveaxis(x[:, 0], 0, -1), list(range(dout.ndim))
+    box = whole(geometry.out) if box is None else box
     for tap, outputs, inputs in tap_slices(geometry, box, whole(geometry.size)):
         terms = dout[:, *outputs], axes, cells[:, *inputs], axes
         dw[*tap] = np.einsum(*terms, axes[-1:], dtype=dw.dtype)

@@ -1,0 +1,254 @@
+r"""Backward to the weights of depthwise layers whose channels come first: dots of long lines.
+
+The cells of a channel, padding included, are stored as one line: image after image, row after row.
+If dout is stored with as many numbers a row and an image, zeros among them for those that are no
+outputs, then tap t meets at any position p the cell that is so many numbers further on:
+
+.. math:: dw[c, t] = \sum_p dout[c, p] \; x[c, p + \text{offset}_t].
+
+So the columns of a channel are a view of its line, and all taps are one call of ``np.vecdot``, for
+which BLAS makes each sum. Lines are cut in pieces that stay in the first cache from tap to tap:
+anywhere, since what is no output adds nothing. With a stride, the cells of each phase have a line
+of their own. Zero times infinity would be NaN: where a sum is not finite, each tap is summed again,
+over the outputs that meet a cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import Array, by_group, computing_type
+from im2col_conv.engine.copies import copy_lines
+from im2col_conv.engine.im2col.columns import Shape
+from im2col_conv.engine.im2col.depthwise import SHORT_LINE, multiply_inside
+from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly
+from im2col_conv.engine.workers import Scratch
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import last, whole
+
+__all__ = ["DotsPlan", "plan_dots", "weight_grad"]
+
+# Measured: docs/performance.md.
+TILE_BYTES = 2**21
+PIECE_BYTES = 14 * 2**10
+MOST_STORED = 4  # numbers of a line for each output
+CELL_COST = 30  # operations of a product while a number is read
+
+
+class _Turn(NamedTuple):
+    """Taps of an axis that meet cells of one phase, and where these lie along a line.
+
+    At output 0 the first of ``many`` taps meets the cell that is stored at ``offset``, and each of
+    the others one that is ``apart`` from it.
+    """
+
+    taps: slice
+    many: int
+    offset: int
+    apart: int
+    cells: slice  # of the phase, that any of the taps meets
+    stored: slice
+
+
+class _Axis(NamedTuple):
+    """An axis as it is stored: so many cells of each phase, some of them padding."""
+
+    length: int
+    turns: tuple[_Turn, ...]
+
+
+class _Line(NamedTuple):
+    """How the cells (n, *axes) of a channel lie in a line, and the pieces it is cut in.
+
+    All pieces have the same length; the last may end after the cells.
+    """
+
+    shape: Shape
+    pieces: int
+    length: int
+
+    @property
+    def numbers(self) -> int:
+        return self.pieces * self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotsPlan(Plan):
+    """Tiles over (N, C, *out): a task makes the sums of some channels, over all images in order."""
+
+    # Measured: with many short steps in Python, two workers wait for each other below this.
+    least_shared: ClassVar[int] = 4 * 10**7
+
+    geometry: ConvGeometry
+    dtype: np.dtype[Any]
+    axes: tuple[_Axis, ...]
+
+
+@lru_cache(maxsize=256)
+def plan_dots(
+    geometry: ConvGeometry, layout: str, result: np.dtype[Any], workspace: int
+) -> DotsPlan | None:
+    """Draw the tiles; None where it is no such layer, or lines are mostly zeros or too long."""
+    dtype = computing_type(result)
+    if not _covers(geometry, layout, dtype):
+        return None
+    sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
+    before, _ = zip(*geometry.padding, strict=True)
+    axes = tuple(map(_axis, *sizes, before))
+    plane = math.prod(axis.length for axis in axes)
+    if plane > MOST_STORED * geometry.positions:
+        return None
+    work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
+    shares = EVEN if work >= DotsPlan.least_shared else 1
+    room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
+    planes = max(1, min(room // (2 * plane), -(-geometry.N * geometry.C // shares)))
+    images = max(1, min(geometry.N, planes))
+    channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
+    line = _line(axes, images, dtype)
+    sums = (line.pieces + 2) * geometry.taps
+    worker_bytes = channels * (2 * line.numbers + _reach(axes) + sums) * dtype.itemsize
+    if EVEN * worker_bytes > workspace:
+        return None
+    tiling = Tiling((geometry.N, geometry.C, *geometry.out), (images, channels, *geometry.out))
+    return DotsPlan(
+        tiling=tiling,
+        tasks=tiling.counts[1],
+        worker_bytes=worker_bytes,
+        shared_bytes=0,
+        work=work,
+        geometry=geometry,
+        dtype=dtype,
+        axes=axes,
+    )
+
+
+def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
+    """Say whether each channel sees itself alone, and its lines are worth storing."""
+    alone = geometry.C == geometry.F == geometry.groups > 1
+    long = max(geometry.stride) == 1 or geometry.out[-1] >= SHORT_LINE
+    return alone and layout == "channels_first" and dtype.kind in "fc" and long
+
+
+def _axis(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis:
+    period = stride // math.gcd(stride, dilation)
+    apart = period * dilation // stride
+    counts = [len(range(tap, kernel, period)) for tap in range(min(period, kernel))]
+    # At output 0, the first tap of a turn meets cell number ``first`` of the turn's phase.
+    meets = [divmod(tap * dilation - before, stride) for tap in range(len(counts))]
+    start = min(first for first, _ in meets)
+    ends = [first + (count - 1) * apart for count, (first, _) in zip(counts, meets, strict=True)]
+    length = max(ends) - start + out
+    turns = []
+    for tap, (count, (first, phase)) in enumerate(zip(counts, meets, strict=True)):
+        begin = max(start, 0)
+        end = max(min(start + length, len(range(phase, size, stride))), begin)
+        turns.append(
+            _Turn(
+                taps=slice(tap, None, period),
+                many=count,
+                offset=first - start,
+                apart=apart,
+                cells=slice(begin * stride + phase, end * stride + phase, stride),
+                stored=slice(begin - start, end - start),
+            )
+        )
+    return _Axis(length, tuple(turns))
+
+
+def _line(axes: Sequence[_Axis], images: int, dtype: np.dtype[Any]) -> _Line:
+    shape = (images, *(axis.length for axis in axes))
+    numbers = math.prod(shape)
+    pieces = -(-numbers * dtype.itemsize // PIECE_BYTES)
+    return _Line(shape, pieces, -(-numbers // pieces))
+
+
+def _steps(axes: Sequence[_Axis]) -> list[int]:
+    """Return how many numbers of a line are from a cell to the next of each axis."""
+    return [math.prod(axis.length for axis in axes[at:]) for at in range(1, len(axes) + 1)]
+
+
+def _reach(axes: Sequence[_Axis]) -> int:
+    """Return the largest offset of a tap."""
+    return sum(
+        step * max(turn.offset + (turn.many - 1) * turn.apart for turn in axis.turns)
+        for axis, step in zip(axes, _steps(axes), strict=True)
+    )
+
+
+def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Work:
+    """Return what fills ``dw`` (C, 1, *kernel) and ``db`` (C,); None is left out."""
+    geometry, (n, c, *_) = plan.geometry, plan.tiling.step
+    x, dout = (by_group(images, geometry.C)[:, 0] for images in (x, dout))
+
+    def add_up(index: int, scratch: Scratch) -> None:
+        channels = slice(index * c, min((index + 1) * c, geometry.C))
+        db_sum = np.zeros(channels.stop - channels.start, plan.dtype)
+        dw_sum = np.zeros((*db_sum.shape, *geometry.kernel), plan.dtype)
+        for first in range(0, geometry.N, n):
+            images = slice(first, first + n)
+            given, seen = dout[channels, images], x[channels, images]
+            line = _line(plan.axes, given.shape[1], plan.dtype)
+            douts = _store(scratch, "dout", given, whole(geometry.out), line, 0, plan.dtype)
+            db_sum += douts.sum(axis=1)
+            if dw is not None:
+                dw_sum += _dots(plan, scratch, given, seen, douts, line)
+        if dw is not None:
+            dw[channels, 0] = dw_sum
+        if db is not None:
+            db[channels] = db_sum
+
+    return Work(add_up)
+
+
+def _dots(
+    plan: DotsPlan, scratch: Scratch, dout: Array, x: Array, douts: Array, line: _Line
+) -> Array:
+    """Return dw (c, *kernel) of ``x[c, n, *size]`` and ``dout[c, n, *o]``, its lines ``douts``."""
+    dw = np.empty((len(x), *plan.geometry.kernel), plan.dtype)
+    steps, reach = _steps(plan.axes), _reach(plan.axes)
+    douts = douts.reshape(len(x), line.pieces, *[1] * len(steps), line.length)
+    for turns in product(*(axis.turns for axis in plan.axes)):
+        cells = x[last(turn.cells for turn in turns)]
+        stored = [turn.stored for turn in turns]
+        xs = _store(scratch, "x", cells, stored, line, reach, plan.dtype)
+        offset = sum(turn.offset * step for turn, step in zip(turns, steps, strict=True))
+        apart = [turn.apart * step for turn, step in zip(turns, steps, strict=True)]
+        cols = np.ndarray(
+            (len(x), line.pieces, *(turn.many for turn in turns), line.length),
+            plan.dtype,
+            xs,
+            offset * xs.itemsize,
+            [n * xs.itemsize for n in (line.numbers + reach, line.length, *apart, 1)],
+        )
+        # dw (t) = cols (t, p) @ dout (p), of each channel and piece
+        dw[:, *(turn.taps for turn in turns)] = np.vecdot(cols, douts).sum(axis=1)
+    if not np.isfinite(dw).all():
+        outs = np.moveaxis(dout, 0, -1)
+        multiply_inside(plan.geometry, outs, x[:, None].conj(), np.moveaxis(dw, 0, -1))
+    return dw
+
+
+def _store(
+    scratch: Scratch,
+    name: str,
+    cells: Array,
+    stored: Sequence[slice],
+    line: _Line,
+    tail: int,
+    dtype: np.dtype[Any],
+) -> Array:
+    """Return ``cells[c, n, *cells]`` as lines (c, p), zero beside what is ``stored``."""
+    lines = scratch.array(name, (len(cells), line.numbers + tail), dtype)
+    lines[...] = 0  # sooner than the ends of each row
+    axes = lines[:, : math.prod(line.shape)].reshape(len(cells), *line.shape, copy=False)
+    copy_lines(cells, axes[last(stored)])
+    return lines
