@@ -1,0 +1,215 @@
+"""Depthwise dw whose channels come first: dots of lines, and when."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+import im2col_conv as ic
+from im2col_conv import reference
+from im2col_conv.engine.choice import MOST_DOTTED, way_of, weight_grad_plan
+from im2col_conv.engine.im2col.depthwise import SHORT_LINE
+from im2col_conv.engine.im2col.dots import (
+    MOST_STORED,
+    PIECE_BYTES,
+    DotsPlan,
+    plan_dots,
+    weight_grad,
+)
+from im2col_conv.engine.openblas import private_blas, why_not
+from im2col_conv.engine.plan import workers_for
+from im2col_conv.engine.workers import Scratch
+
+MIB = 2**20
+SINGLE = np.dtype(np.float32)
+
+LAYERS = {  # x without groups, kernel, keywords
+    "two axes": ((3, 5, 9, 7), (3, 2), {"padding": ((1, 0), (0, 1))}),
+    "one axis": ((2, 6, 31), (5,), {"padding": 2}),
+    "three axes": ((2, 3, 6, 5, 8), (2, 3, 1), {"padding": (1, 0, 2)}),
+    "dilation": ((2, 4, 13, 11), (3, 2), {"padding": (2, 1), "dilation": (2, 3)}),
+    "stride": ((2, 6, 12, 52), (3, 4), {"padding": 1, "stride": (2, 3)}),
+    "stride larger than the kernel": ((2, 3, 11, 49), (2, 1), {"stride": (5, 3)}),
+    "stride and dilation": ((2, 3, 19, 33), (2, 3), {"stride": (1, 2), "dilation": (3, 1)}),
+    "both with a common factor": (
+        (2, 3, 40, 70),
+        (4, 3),
+        {"stride": (6, 4), "dilation": (4, 2), "padding": (5, 3)},
+    ),
+    "uneven padding": ((2, 3, 5, 6), (3, 3), {"padding": ((0, 4), (5, 1))}),
+    "taps that meet nothing": ((2, 3, 2, 3), (5, 4), {"padding": ((4, 3), (3, 4))}),
+    "several pieces": ((3, 4, 61, 53), (3, 4), {"padding": (1, 2)}),
+}
+layers = pytest.mark.parametrize(("x_shape", "kernel", "keywords"), LAYERS.values(), ids=LAYERS)
+needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
+
+
+def layer_of(x_shape, kernel, keywords):
+    C = x_shape[1]
+    return ic.ConvGeometry.from_shapes(x_shape, (C, 1, *kernel), groups=C, **keywords)
+
+
+def whole_numbers(geometry, dtype):
+    """Return x and dout of small whole numbers, complex ones among them."""
+    rng = np.random.default_rng(6)
+    most = 1 if dtype == np.float16 else 4  # sums that it holds
+    given = []
+    for shape in (geometry.x_shape, geometry.y_shape):
+        numbers = rng.integers(-most, most + 1, shape).astype(dtype)
+        if np.dtype(dtype).kind == "c":
+            numbers += 1j * rng.integers(-most, most + 1, shape).astype(np.float32)
+        given.append(numbers)
+    return given
+
+
+@layers
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.complex64])
+def test_dots_give_what_the_reference_gives(x_shape, kernel, keywords, dtype):
+    geometry = layer_of(x_shape, kernel, keywords)
+    x, dout = whole_numbers(geometry, dtype)
+    w = np.zeros(geometry.w_shape, dtype)
+    keywords = {"groups": geometry.C, **keywords}
+    _, dw, db = reference.conv_grads(dout, x, w, **keywords)
+    assert plan_dots(geometry, "channels_first", x.dtype, 64 * MIB).tiling.boxes == 1
+    for workspace in (64 * MIB, 2**18):
+        assert plan_dots(geometry, "channels_first", x.dtype, workspace) is not None
+        with ic.set_workspace(workspace), ic.set_workers(3):
+            found = ic.conv_grads(dout, x, w, algorithm="im2col", needs=("w", "b"), **keywords)
+        np.testing.assert_array_equal(found.dw, dw.astype(dtype))
+        np.testing.assert_array_equal(found.db, db.astype(dtype))
+
+
+def test_images_and_channels_are_cut_in_tiles_and_lines_in_pieces():
+    geometry = layer_of((5, 4, 61, 53), (3, 4), {"padding": (1, 2)})
+    plan = plan_dots(geometry, "channels_first", SINGLE, 2**19)
+    assert plan.tiling.counts[:2] == (3, 4)
+    x, dout = whole_numbers(geometry, np.float32)
+    assert math.prod(axis.length for axis in plan.axes) * x.itemsize > PIECE_BYTES / 2
+    keywords = {"groups": 4, "padding": (1, 2)}
+    w = np.zeros(geometry.w_shape, np.float32)
+    _, dw, db = reference.conv_grads(dout, x, w, **keywords)
+    with ic.set_workspace(2**19), ic.set_workers(2):
+        found = ic.conv_grads(dout, x, w, algorithm="im2col", needs=("w", "b"), **keywords)
+        alone = ic.conv_grads(dout, x, w, algorithm="im2col", needs=("b",), **keywords)
+    np.testing.assert_array_equal(found.dw, dw)
+    np.testing.assert_array_equal(found.db, db)
+    np.testing.assert_array_equal(alone.db, db)
+
+
+def dw_without_padding(geometry, dout, x):
+    """Return dw by loops over the outputs and taps that meet a cell: padding takes no part."""
+    dw = np.zeros(geometry.w_shape, x.dtype)
+    stride, dilation = geometry.stride, geometry.dilation
+    for tap in product(*map(range, geometry.kernel)):
+        for out in product(*map(range, geometry.out)):
+            cell = tuple(
+                o * s + t * d - before
+                for o, s, t, d, (before, _) in zip(
+                    out, stride, tap, dilation, geometry.padding, strict=True
+                )
+            )
+            if all(0 <= i < size for i, size in zip(cell, geometry.size, strict=True)):
+                terms = dout[(..., *out)] * x[(..., *cell)]
+                dw[(slice(None), 0, *tap)] += terms.sum(axis=0)
+    return dw
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("padding", [((1, 1), (2, 0)), ((0, 0), (0, 0))])
+@pytest.mark.parametrize("infinite", ["x", "dout"])
+def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride):
+    keywords = {"padding": padding, "stride": stride}
+    geometry = layer_of((2, 7, 6, 19), (3, 3), keywords)
+    spoiled = 0
+    for corner in product((0, -1), (0, -1), (0, -1)):
+        x, dout = whole_numbers(geometry, np.float32)
+        given = x if infinite == "x" else dout
+        n, row, column = corner
+        given[n, 1:3, row, column] = np.inf, np.nan
+        with np.errstate(invalid="ignore"):
+            wanted = dw_without_padding(geometry, dout, x)
+        found = ic.conv_weight_grad(
+            dout, x, geometry.w_shape, groups=7, algorithm="im2col", **keywords
+        )
+        assert np.isfinite(wanted).any()
+        np.testing.assert_array_equal(found, wanted)
+        spoiled += not np.isfinite(wanted).all()
+    assert spoiled > 3  # a stride may leave the last row alone
+
+
+def test_results_do_not_depend_on_the_workers():
+    geometry = layer_of((9, 50, 31, 37), (3, 4), {"padding": (1, 2)})
+    plan = plan_dots(geometry, "channels_first", SINGLE, 64 * MIB)
+    assert plan.tiling.counts[0] == 1
+    assert plan.tasks % 4 == 0
+    assert workers_for(plan, 5, 64 * MIB) > 2
+    rng = np.random.default_rng(3)
+    x, dout, w = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in (geometry.x_shape, geometry.y_shape, geometry.w_shape)
+    )
+    found = []
+    for workers in (1, 2, 5):
+        with ic.set_workers(workers):
+            found.append(
+                ic.conv_grads(dout, x, w, padding=(1, 2), groups=50, algorithm="im2col")[1:]
+            )
+    for dw, db in found[1:]:
+        np.testing.assert_array_equal(dw, found[0][0])
+        np.testing.assert_array_equal(db, found[0][1])
+
+
+def is_dotted(geometry, layout="channels_first", dtype=SINGLE, workspace=64 * MIB):
+    plan = weight_grad_plan("im2col", geometry, layout, dtype, dtype, dtype, workspace)
+    return isinstance(plan, DotsPlan)
+
+
+def test_dots_are_for_depthwise_layers_whose_channels_come_first():
+    geometry = layer_of((2, 6, 20, 21), (3, 2), {})
+    assert is_dotted(geometry)
+    assert is_dotted(geometry, dtype=np.dtype(np.float16))
+    assert not is_dotted(geometry, "channels_last")
+    assert not is_dotted(geometry, dtype=np.dtype(np.int64))
+    assert not is_dotted(geometry, workspace=2**13)
+    assert not is_dotted(ic.ConvGeometry.from_shapes((2, 6, 20, 21), (12, 1, 3, 2), groups=6))
+    assert not is_dotted(ic.ConvGeometry.from_shapes((2, 1, 20, 21), (1, 1, 3, 2)))
+    for line, dotted in ((SHORT_LINE, True), (SHORT_LINE - 1, False)):
+        assert is_dotted(layer_of((2, 6, 20, line), (3, 1), {"stride": (2, 1)})) is dotted
+    for size, dotted in ((4, True), (3, False)):  # 4 + 4 is twice 4
+        sparse = layer_of((2, 6, size, size), (3, 3), {"dilation": 2, "padding": 2})
+        stored = (size + 4) ** 2
+        assert (stored <= MOST_STORED * size**2) is dotted
+        assert is_dotted(sparse) is dotted
+
+
+def test_tiles_take_the_memory_that_is_counted():
+    for x_shape, kernel, keywords in LAYERS.values():
+        geometry = layer_of(x_shape, kernel, keywords)
+        for workspace in (2**16, 2**18, 64 * MIB):
+            plan = plan_dots(geometry, "channels_first", SINGLE, workspace)
+            if plan is None:
+                continue
+            assert 4 * plan.worker_bytes <= workspace
+            x, dout = whole_numbers(geometry, np.float32)
+            dw, scratch = np.empty(geometry.w_shape, np.float32), Scratch()
+            weight_grad(plan, dout, x, dw, None).task(0, scratch)
+            sums = 2 * plan.tiling.step[1] * geometry.taps * x.itemsize
+            assert scratch.nbytes + sums <= plan.worker_bytes + 2 * 64  # where buffers begin
+
+
+@needs_blas
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "way"),
+    [
+        ((40, 8, 40, MOST_DOTTED + 2), (3, 5), "im2col"),  # outputs of one image
+        ((40, 8, 40, MOST_DOTTED + 5), (3, 5), "implicit"),
+        ((1, 80, 40, 28), (3, 5), "im2col"),
+        ((2, 80, 40, 20), (3, 5), "im2col"),  # of both, cell by cell
+        ((2, 80, 40, 21), (3, 5), "implicit"),
+    ],
+)
+def test_auto_takes_dots_where_bands_would_have_short_lines(x_shape, kernel, way):
+    geometry = layer_of(x_shape, kernel, {})
+    assert way_of("weight_grad", "auto", geometry, "channels_first", SINGLE) == way
+    assert way_of("forward", "auto", geometry, "channels_first", SINGLE) == "implicit"
