@@ -138,6 +138,17 @@ def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride):
     assert spoiled > 3  # a stride may leave the last row alone
 
 
+def test_what_is_summed_again_is_conjugated():
+    geometry = layer_of((2, 3, 6, 19), (3, 4), {"padding": 2})
+    x, dout = whole_numbers(geometry, np.complex64)
+    keywords = {"padding": 2, "groups": 3}
+    wanted = reference.conv_weight_grad(dout, x, geometry.w_shape, **keywords)
+    x[0, 1, 2, 3] = np.nan
+    found = ic.conv_weight_grad(dout, x, geometry.w_shape, algorithm="im2col", **keywords)
+    assert not np.isfinite(found[1]).any()
+    np.testing.assert_array_equal(found[::2], wanted[::2])
+
+
 def test_results_do_not_depend_on_the_workers():
     geometry = layer_of((9, 50, 31, 37), (3, 4), {"padding": (1, 2)})
     plan = plan_dots(geometry, "channels_first", SINGLE, 64 * MIB)

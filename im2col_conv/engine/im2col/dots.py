@@ -47,14 +47,13 @@ CELL_COST = 30  # operations of a product while a number is read
 class _Turn(NamedTuple):
     """Taps of an axis that meet cells of one phase, and where these lie along a line.
 
-    At output 0 the first of ``many`` taps meets the cell that is stored at ``offset``, and each of
-    the others one that is ``apart`` from it.
+    At output 0 the first of ``many`` taps meets the cell that is stored at ``offset``, and the
+    others meet every dilation-th after it.
     """
 
     taps: slice
     many: int
     offset: int
-    apart: int
     cells: slice  # of the phase, that any of the taps meets
     stored: slice
 
@@ -115,7 +114,8 @@ def plan_dots(
     channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
-    worker_bytes = channels * (2 * line.numbers + _reach(axes) + sums) * dtype.itemsize
+    numbers = 2 * line.numbers + _reach(axes, geometry.out) + sums
+    worker_bytes = channels * numbers * dtype.itemsize
     if EVEN * worker_bytes > workspace:
         return None
     tiling = Tiling((geometry.N, geometry.C, *geometry.out), (images, channels, *geometry.out))
@@ -139,29 +139,27 @@ def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
 
 
 def _axis(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis:
-    period = stride // math.gcd(stride, dilation)
-    apart = period * dilation // stride
-    counts = [len(range(tap, kernel, period)) for tap in range(min(period, kernel))]
-    # At output 0, the first tap of a turn meets cell number ``first`` of the turn's phase.
-    meets = [divmod(tap * dilation - before, stride) for tap in range(len(counts))]
-    start = min(first for first, _ in meets)
-    ends = [first + (count - 1) * apart for count, (first, _) in zip(counts, meets, strict=True)]
-    length = max(ends) - start + out
-    turns = []
-    for tap, (count, (first, phase)) in enumerate(zip(counts, meets, strict=True)):
-        begin = max(start, 0)
-        end = max(min(start + length, len(range(phase, size, stride))), begin)
-        turns.append(
+    # At output 0, tap t meets cell number ``first[t]`` of phase ``phase[t]``; the next tap that
+    # meets a cell of this phase is a stride further on, and its cell a dilation.
+    first, phase = zip(*[divmod(t * dilation - before, stride) for t in range(kernel)], strict=True)
+    turns = range(min(stride, kernel))
+    many = [len(range(turn, kernel, stride)) for turn in turns]
+    start = min(first[turn] for turn in turns)  # none of them is more than 0
+    end = max(first[turn] + (many[turn] - 1) * dilation for turn in turns) + out
+    stored = [max(min(end, len(range(phase[turn], size, stride))), 0) for turn in turns]
+    return _Axis(
+        end - start,
+        tuple(
             _Turn(
-                taps=slice(tap, None, period),
-                many=count,
-                offset=first - start,
-                apart=apart,
-                cells=slice(begin * stride + phase, end * stride + phase, stride),
-                stored=slice(begin - start, end - start),
+                taps=slice(turn, None, stride),
+                many=many[turn],
+                offset=first[turn] - start,
+                cells=slice(phase[turn], phase[turn] + stored[turn] * stride, stride),
+                stored=slice(-start, stored[turn] - start),
             )
-        )
-    return _Axis(length, tuple(turns))
+            for turn in turns
+        ),
+    )
 
 
 def _line(axes: Sequence[_Axis], images: int, dtype: np.dtype[Any]) -> _Line:
@@ -176,12 +174,10 @@ def _steps(axes: Sequence[_Axis]) -> list[int]:
     return [math.prod(axis.length for axis in axes[at:]) for at in range(1, len(axes) + 1)]
 
 
-def _reach(axes: Sequence[_Axis]) -> int:
+def _reach(axes: Sequence[_Axis], outs: Shape) -> int:
     """Return the largest offset of a tap."""
-    return sum(
-        step * max(turn.offset + (turn.many - 1) * turn.apart for turn in axis.turns)
-        for axis, step in zip(axes, _steps(axes), strict=True)
-    )
+    lengths = zip(_steps(axes), axes, outs, strict=True)
+    return sum(step * (axis.length - out) for step, axis, out in lengths)
 
 
 def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Work:
@@ -214,14 +210,14 @@ def _dots(
 ) -> Array:
     """Return dw (c, *kernel) of ``x[c, n, *size]`` and ``dout[c, n, *o]``, its lines ``douts``."""
     dw = np.empty((len(x), *plan.geometry.kernel), plan.dtype)
-    steps, reach = _steps(plan.axes), _reach(plan.axes)
+    steps, reach = _steps(plan.axes), _reach(plan.axes, plan.geometry.out)
+    apart = [d * step for d, step in zip(plan.geometry.dilation, steps, strict=True)]
     douts = douts.reshape(len(x), line.pieces, *[1] * len(steps), line.length)
     for turns in product(*(axis.turns for axis in plan.axes)):
         cells = x[last(turn.cells for turn in turns)]
         stored = [turn.stored for turn in turns]
         xs = _store(scratch, "x", cells, stored, line, reach, plan.dtype)
         offset = sum(turn.offset * step for turn, step in zip(turns, steps, strict=True))
-        apart = [turn.apart * step for turn, step in zip(turns, steps, strict=True)]
         cols = np.ndarray(
             (len(x), line.pieces, *(turn.many for turn in turns), line.length),
             plan.dtype,
