@@ -8,7 +8,7 @@ import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine.choice import MOST_DOTTED, way_of, weight_grad_plan
+from im2col_conv.engine.choice import weight_grad_plan
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE
 from im2col_conv.engine.im2col.dots import (
     MOST_STORED,
@@ -17,7 +17,6 @@ from im2col_conv.engine.im2col.dots import (
     plan_dots,
     weight_grad,
 )
-from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch
 
@@ -42,7 +41,6 @@ LAYERS = {  # x without groups, kernel, keywords
     "several pieces": ((3, 4, 61, 53), (3, 4), {"padding": (1, 2)}),
 }
 layers = pytest.mark.parametrize(("x_shape", "kernel", "keywords"), LAYERS.values(), ids=LAYERS)
-needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 
 
 def layer_of(x_shape, kernel, keywords):
@@ -207,20 +205,3 @@ def test_tiles_take_the_memory_that_is_counted():
             weight_grad(plan, dout, x, dw, None).task(0, scratch)
             sums = 2 * plan.tiling.step[1] * geometry.taps * x.itemsize
             assert scratch.nbytes + sums <= plan.worker_bytes + 2 * 64  # where buffers begin
-
-
-@needs_blas
-@pytest.mark.parametrize(
-    ("x_shape", "kernel", "way"),
-    [
-        ((40, 8, 40, MOST_DOTTED + 2), (3, 5), "im2col"),  # outputs of one image
-        ((40, 8, 40, MOST_DOTTED + 5), (3, 5), "implicit"),
-        ((1, 80, 40, 28), (3, 5), "im2col"),
-        ((2, 80, 40, 20), (3, 5), "im2col"),  # of both, cell by cell
-        ((2, 80, 40, 21), (3, 5), "implicit"),
-    ],
-)
-def test_auto_takes_dots_where_bands_would_have_short_lines(x_shape, kernel, way):
-    geometry = layer_of(x_shape, kernel, {})
-    assert way_of("weight_grad", "auto", geometry, "channels_first", SINGLE) == way
-    assert way_of("forward", "auto", geometry, "channels_first", SINGLE) == "implicit"

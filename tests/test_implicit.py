@@ -792,7 +792,6 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
         ("Haswell", (4, 64, 30, 31), (65, 64, 3, 3), {}, False),
         ("Zen", (4, 65, 30, 31), (64, 65, 3, 3), {}, False),
-        ("Haswell", (4, 128, 30, 36), (128, 1, 5, 4), {"groups": 128}, True),
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
@@ -807,6 +806,26 @@ def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywor
         library = library_with(kernel)
         for layout in ("channels_first", "channels_last"):
             assert pays_in(each, geometry, layout, library) is pays
+
+
+@pytest.mark.parametrize(
+    ("kernel", "x_shape", "bands"),
+    [
+        ("SkylakeX", (40, 8, 40, 36), False),  # 32 outputs of one image
+        ("SkylakeX", (40, 8, 40, 37), True),
+        ("SkylakeX", (2, 80, 40, 20), False),  # of both, cell by cell
+        ("SkylakeX", (2, 80, 40, 21), True),
+        ("Haswell", (4, 128, 30, 60), False),
+    ],
+)
+def test_auto_makes_dw_of_planes_by_dots_or_bands(kernel, x_shape, bands):
+    C, library = x_shape[1], library_with(kernel)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, (C, 1, 5, 5), groups=C)
+    assert pays_in("weight_grad", geometry, "channels_first", library) is bands
+    for each in ("forward", "input_grad"):
+        assert pays_in(each, geometry, "channels_first", library)
+    for each in PASSES:  # too many taps for views
+        assert pays_in(each, geometry, "channels_last", library)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ LEAST_COLUMNS_OF_GROUP, LEAST_SCATTERED_OF_GROUP = 4 * 10**5, 7 * 10**4
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
-MOST_DOTTED = 32  # outputs of a line, up to which dw is sooner made by dots, channels first
+MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow kernels: always
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
@@ -131,7 +131,7 @@ def _implicit_pays(
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):
-        return _bands_pay(each, geometry, layout)
+        return _bands_pay(each, geometry, layout, blas.kernel)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
     scatters = each == "input_grad" and not gathers(geometry)
@@ -165,11 +165,12 @@ def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     return geometry.taps <= most and (many or (channels >= LEAST_CHANNELS and not slow))
 
 
-def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
+def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, kernel: str) -> bool:
     """Say whether a depthwise layer has lines that are worth a product."""
     bands = bands_for(geometry, layout, for_dw=each == "weight_grad")
     line = geometry.out[-1] * (geometry.N if bands.interleaved else 1)
-    dotted = layout == "channels_first" and line <= MOST_DOTTED
+    short = line <= MOST_DOTTED or kernel in NARROW_KERNELS
+    dotted = layout == "channels_first" and short
     long = {
         "forward": line >= LEAST_LINE_OF_PLANES,
         "weight_grad": line * geometry.taps >= LEAST_SUM_OF_PLANES and not dotted,
