@@ -126,7 +126,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return an unfilled array that begins where a line of the cache does.
 
     NumPy's own begin 16 bytes after one, as a rule. Then each vector of 64 bytes lies across two
-    lines, and products take a fifth longer (docs/performance.md).
+    lines, and products take a fifth longer (docs/ideas.md).
     """
     nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + CACHE_LINE, np.uint8)

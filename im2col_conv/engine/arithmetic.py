@@ -21,7 +21,7 @@ from im2col_conv.arrays import Array, computing_type
 
 __all__ = ["SMALL_PRODUCT", "Arithmetic", "arithmetic_for"]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
 LEAST_PIECE, LONGEST_PIECE = 256, 1024
 

@@ -54,7 +54,7 @@ ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
 Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
 Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters

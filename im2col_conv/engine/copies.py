@@ -85,7 +85,7 @@ def copy_lines(source: Array, target: Array) -> None:
     """Copy ``source`` to ``target``; if both have lines of contiguous numbers, line by line.
 
     NumPy copies the numbers of a line one after the other, but an item of as many bytes at once.
-    Where lines are of a few hundred bytes, that takes half the time (docs/performance.md).
+    Where lines are of a few hundred bytes, that takes half the time (docs/ideas.md).
     """
     lie = Lie(source.shape, source.strides, target.strides, source.dtype)
     lines = _lines_of(lie) if source.dtype == target.dtype else None

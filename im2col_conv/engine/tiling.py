@@ -24,7 +24,7 @@ __all__ = [
     "shares_for",
 ]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 TILE_BYTES, TILE_BYTES_OF_GROUPS = 2**22, 2**23  # of one group, and of many small products
 LEAST_POSITIONS = 512
 LEAST_SHARE = 128

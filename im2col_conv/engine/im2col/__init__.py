@@ -7,7 +7,8 @@
     input_grad     dx = col2im(W.T @ dout)   blocks of channels, each scattered by one worker
 
 It needs NumPy alone, and takes every geometry and type. ``gathering`` says how a tile is filled,
-``columns`` how it lies in memory, ``scattering`` how it is added to the cells. ``depthwise``
-multiplies columns that are views, and ``phased`` makes dx of such layers, with a stride, as forward
-passes.
+``columns`` how it lies in memory, ``scattering`` how it is added to the cells. Of layers in which
+each channel sees itself alone, columns may be views: ``depthwise`` multiplies them number by number
+where channels lie beside each other, ``dots`` makes dw of them where channels come first, and
+``phased`` makes dx, with a stride, as forward passes.
 """

@@ -32,7 +32,7 @@ __all__ = [
 
 Shape: TypeAlias = tuple[int, ...]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 LEAST_ROW = 20  # channels of a group, from which contiguous channels pay
 SHALLOW = 200  # numbers of a window, above which products take far longer than copies
 LEAST_IMAGE = 64  # positions that pay for a product of their own

@@ -42,7 +42,7 @@ __all__ = [
     "weight_product",
 ]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 TILE_BYTES = 2**22
 MOST_WEIGHTS = 2**16  # numbers of all cells of a run
 MANY_CHANNELS = 80  # that make a line of their own

@@ -37,7 +37,7 @@ from im2col_conv.lowering import last, whole
 
 __all__ = ["DotsPlan", "plan_dots", "weight_grad"]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 TILE_BYTES = 2**21
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output

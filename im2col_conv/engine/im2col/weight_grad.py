@@ -43,7 +43,7 @@ from im2col_conv.lowering import Slices, last, tap_slices, whole
 
 __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 CHEAP_SUM = 2**20  # bytes, up to which partial sums cost less than gathers by channels
 FEW_WEIGHTS = 2**15  # of an image's dw, which cost little to add to the others'
 FEW_FILTERS = 64  # of upright windows' dw, whose transpose is sooner made

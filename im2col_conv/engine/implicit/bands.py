@@ -40,7 +40,7 @@ from im2col_conv.prepared import Room
 
 __all__ = ["Bands", "bands_for", "is_depthwise"]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
 MANY_IMAGES = 16  # that make large matrices of the channels of a cell, to be turned at once
 # Outputs of a band; where a line has all images; where they see half of the plane or more.

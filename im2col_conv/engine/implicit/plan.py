@@ -42,7 +42,7 @@ __all__ = [
     "worker_bytes",
 ]
 
-# Measured: docs/performance.md.
+# Measured: docs/ideas.md.
 LEAST_SHARE = 128
 LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
