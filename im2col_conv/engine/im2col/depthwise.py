@@ -211,19 +211,16 @@ def weight_product(
                 cells = product.reshape(*product.shape[:-1], -1, len(x))
                 dw[*taps][some] += cells.sum(axis=-2)
     if any(map(any, geometry.padding)) and not np.isfinite(dw).all():
-        multiply_inside(geometry, douts, x, dw, box)
+        multiply_inside(geometry, douts, x, box, dw)
     return np.moveaxis(dw, -1, 0).reshape(len(x), 1, -1)
 
 
-def multiply_inside(
-    geometry: ConvGeometry, dout: Array, x: Array, dw: Array, box: Slices | None = None
-) -> None:
+def multiply_inside(geometry: ConvGeometry, dout: Array, x: Array, box: Slices, dw: Array) -> None:
     """Set ``dw[*tap, c]`` to sums without padding, whose zeros times infinity make NaN.
 
-    ``dout[n, *o, c]`` are the outputs of a box, or all of them; ``x[c, 1, n, *size]`` all cells.
+    ``dout[n, *o, c]`` are the outputs of the box, ``x[c, 1, n, *size]`` all cells.
     """
     cells, axes = np.moveaxis(x[:, 0], 0, -1), list(range(dout.ndim))
-    box = whole(geometry.out) if box is None else box
     for tap, outputs, inputs in tap_slices(geometry, box, whole(geometry.size)):
         terms = dout[:, *outputs], axes, cells[:, *inputs], axes
         dw[*tap] = np.einsum(*terms, axes[-1:], dtype=dw.dtype)

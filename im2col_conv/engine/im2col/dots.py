@@ -228,8 +228,8 @@ def _dots(
         # dw (t) = cols (t, p) @ dout (p), of each channel and piece
         dw[:, *(turn.taps for turn in turns)] = np.vecdot(cols, douts).sum(axis=1)
     if not np.isfinite(dw).all():
-        outs = np.moveaxis(dout, 0, -1)
-        multiply_inside(plan.geometry, outs, x[:, None].conj(), np.moveaxis(dw, 0, -1))
+        outs, box = np.moveaxis(dout, 0, -1), whole(plan.geometry.out)
+        multiply_inside(plan.geometry, outs, x[:, None].conj(), box, np.moveaxis(dw, 0, -1))
     return dw
 
 
