@@ -797,6 +797,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         # many groups, of little work each; depthwise along one axis
         ("SkylakeX", (8, 64, 28, 30), (64, 2, 3, 3), {"groups": 32}, False),
         ("SkylakeX", (8, 256, 999), (256, 1, 9), {"groups": 256}, False),
+        ("SkylakeX", (1, 64, 16000), (64, 1, 80), {"groups": 64}, False),
         ("SkylakeX", (8, 64, 60, 30), (64, 32, 3, 3), {"groups": 2}, True),
     ],
 )

@@ -25,9 +25,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group, computing_type
-from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.im2col.columns import Shape
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE, multiply_inside
+from im2col_conv.engine.im2col.stored import Axis, axis_of, store
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly
@@ -42,27 +42,6 @@ TILE_BYTES = 2**21
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output
 CELL_COST = 30  # operations of a product while a number is read
-
-
-class _Turn(NamedTuple):
-    """Taps of an axis that meet cells of one phase, and where these lie along a line.
-
-    At output 0 the first of ``many`` taps meets the cell that is stored at ``offset``, and the
-    others meet every dilation-th after it.
-    """
-
-    taps: slice
-    many: int
-    offset: int
-    cells: slice  # of the phase, that any of the taps meets
-    stored: slice
-
-
-class _Axis(NamedTuple):
-    """An axis as it is stored: so many cells of each phase, some of them padding."""
-
-    length: int
-    turns: tuple[_Turn, ...]
 
 
 class _Line(NamedTuple):
@@ -89,7 +68,7 @@ class DotsPlan(Plan):
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
-    axes: tuple[_Axis, ...]
+    axes: tuple[Axis, ...]
 
 
 @lru_cache(maxsize=256)
@@ -102,7 +81,7 @@ def plan_dots(
         return None
     sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
     before, _ = zip(*geometry.padding, strict=True)
-    axes = tuple(map(_axis, *sizes, before))
+    axes = tuple(map(axis_of, *sizes, before))
     plane = math.prod(axis.length for axis in axes)
     if plane > MOST_STORED * geometry.positions:
         return None
@@ -138,43 +117,19 @@ def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
     return alone and layout == "channels_first" and dtype.kind in "fc" and long
 
 
-def _axis(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis:
-    # At output 0, tap t meets cell number ``first[t]`` of phase ``phase[t]``; the next tap that
-    # meets a cell of this phase is a stride further on, and its cell a dilation.
-    first, phase = zip(*[divmod(t * dilation - before, stride) for t in range(kernel)], strict=True)
-    turns = range(min(stride, kernel))
-    many = [len(range(turn, kernel, stride)) for turn in turns]
-    start = min(first[turn] for turn in turns)  # none of them is more than 0
-    end = max(first[turn] + (many[turn] - 1) * dilation for turn in turns) + out
-    stored = [max(min(end, len(range(phase[turn], size, stride))), 0) for turn in turns]
-    return _Axis(
-        end - start,
-        tuple(
-            _Turn(
-                taps=slice(turn, None, stride),
-                many=many[turn],
-                offset=first[turn] - start,
-                cells=slice(phase[turn], phase[turn] + stored[turn] * stride, stride),
-                stored=slice(-start, stored[turn] - start),
-            )
-            for turn in turns
-        ),
-    )
-
-
-def _line(axes: Sequence[_Axis], images: int, dtype: np.dtype[Any]) -> _Line:
+def _line(axes: Sequence[Axis], images: int, dtype: np.dtype[Any]) -> _Line:
     shape = (images, *(axis.length for axis in axes))
     numbers = math.prod(shape)
     pieces = -(-numbers * dtype.itemsize // PIECE_BYTES)
     return _Line(shape, pieces, -(-numbers // pieces))
 
 
-def _steps(axes: Sequence[_Axis]) -> list[int]:
+def _steps(axes: Sequence[Axis]) -> list[int]:
     """Return how many numbers of a line are from a cell to the next of each axis."""
     return [math.prod(axis.length for axis in axes[at:]) for at in range(1, len(axes) + 1)]
 
 
-def _reach(axes: Sequence[_Axis], outs: Shape) -> int:
+def _reach(axes: Sequence[Axis], outs: Shape) -> int:
     """Return the largest offset of a tap."""
     lengths = zip(_steps(axes), axes, outs, strict=True)
     return sum(step * (axis.length - out) for step, axis, out in lengths)
@@ -193,7 +148,8 @@ def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Arr
             images = slice(first, first + n)
             given, seen = dout[channels, images], x[channels, images]
             line = _line(plan.axes, given.shape[1], plan.dtype)
-            douts = _store(scratch, "dout", given, whole(geometry.out), line, 0, plan.dtype)
+            outs = whole(geometry.out)
+            douts = store(scratch, "dout", given, line.shape, outs, line.numbers, plan.dtype)
             db_sum += douts.sum(axis=1)
             if dw is not None:
                 dw_sum += _dots(plan, scratch, given, seen, douts, line)
@@ -216,7 +172,7 @@ def _dots(
     for turns in product(*(axis.turns for axis in plan.axes)):
         cells = x[last(turn.cells for turn in turns)]
         stored = [turn.stored for turn in turns]
-        xs = _store(scratch, "x", cells, stored, line, reach, plan.dtype)
+        xs = store(scratch, "x", cells, line.shape, stored, line.numbers + reach, plan.dtype)
         offset = sum(turn.offset * step for turn, step in zip(turns, steps, strict=True))
         cols = np.ndarray(
             (len(x), line.pieces, *(turn.many for turn in turns), line.length),
@@ -231,20 +187,3 @@ def _dots(
         outs, box = np.moveaxis(dout, 0, -1), whole(plan.geometry.out)
         multiply_inside(plan.geometry, outs, x[:, None].conj(), box, np.moveaxis(dw, 0, -1))
     return dw
-
-
-def _store(
-    scratch: Scratch,
-    name: str,
-    cells: Array,
-    stored: Sequence[slice],
-    line: _Line,
-    tail: int,
-    dtype: np.dtype[Any],
-) -> Array:
-    """Return ``cells[c, n, *cells]`` as lines (c, p), zero beside what is ``stored``."""
-    lines = scratch.array(name, (len(cells), line.numbers + tail), dtype)
-    lines[...] = 0  # sooner than the ends of each row
-    axes = lines[:, : math.prod(line.shape)].reshape(len(cells), *line.shape, copy=False)
-    copy_lines(cells, axes[last(stored)])
-    return lines

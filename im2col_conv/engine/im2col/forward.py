@@ -10,7 +10,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
-from im2col_conv.engine.im2col import depthwise
+from im2col_conv.engine.im2col import depthwise, toeplitz
 from im2col_conv.engine.im2col.columns import (
     Columns,
     as_matrices,
@@ -20,6 +20,7 @@ from im2col_conv.engine.im2col.columns import (
 )
 from im2col_conv.engine.im2col.depthwise import ViewedColumns, viewed_columns
 from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
+from im2col_conv.engine.im2col.toeplitz import ToeplitzLines, toeplitz_lines
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import affordable, cut, shared_positions
@@ -31,12 +32,16 @@ __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 @dataclass(frozen=True)
 class ForwardPlan(Plan):
-    """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``, or as ``views``."""
+    """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``.
+
+    Or as ``views``, or without columns by ``squares`` of a Toeplitz matrix.
+    """
 
     columns: Columns
     arithmetic: Arithmetic
     by_image: bool = False
     views: ViewedColumns | None = None
+    squares: ToeplitzLines | None = None
 
 
 @lru_cache(maxsize=256)
@@ -60,6 +65,18 @@ def plan_forward(
             columns=Columns(geometry, rows=True),
             arithmetic=arithmetic,
             views=views,
+        )
+    squares = toeplitz_lines(geometry, layout, arithmetic.dtype, workspace)
+    if squares is not None:
+        return ForwardPlan(
+            tiling=squares.tiling,
+            tasks=squares.tiling.boxes,
+            worker_bytes=squares.tile_bytes,
+            shared_bytes=squares.square_bytes,
+            work=squares.work,
+            columns=columns,
+            arithmetic=arithmetic,
+            squares=squares,
         )
     _, _, K = geometry.gemm
     F = geometry.F // geometry.groups
@@ -91,6 +108,8 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
     if plan.views is not None:
         return depthwise.forward(columns, plan.views, arithmetic.dtype, x, w, b, y)
+    if plan.squares is not None:
+        return toeplitz.forward(geometry, plan.squares, arithmetic.dtype, x, w, b, y)
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
     bias = None if b is None else b.reshape(geometry.groups, -1, 1).astype(arithmetic.dtype)
