@@ -72,14 +72,14 @@ def toeplitz_lines(
     if squares * SIDE > MOST_DEPTH * kernel:
         return None
     square_bytes = geometry.C * squares * SIDE**2 * dtype.itemsize
-    numbers = 5 * (axis.length + SIDE)  # x, y, a term of it, and what of it is finite or added
+    numbers = 5 * axis.length  # x, y, a term of it, and what of it is finite or added
     room = min(TILE_BYTES, max(workspace - square_bytes, 0) // EVEN) // dtype.itemsize
     work = geometry.flops + CELL_COST * (geometry.N * geometry.C * (size + out))
     shares = 1 if is_small(work) else EVEN
     lines = max(1, min(room // numbers, -(-geometry.N * geometry.C // shares)))
     images = min(geometry.N, lines)
     channels = cut_evenly((geometry.C,), lines // images, shares).step[0]
-    tile_bytes = channels * (images * numbers + squares * SIDE) * dtype.itemsize
+    tile_bytes = channels * (images * numbers + (3 + squares) * SIDE) * dtype.itemsize
     if EVEN * tile_bytes + square_bytes > workspace:
         return None
     tiling = Tiling((geometry.N, geometry.C, out), (images, channels, out))
