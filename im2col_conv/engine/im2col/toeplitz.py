@@ -15,11 +15,13 @@ are added one by one.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
+from im2col_conv.engine.arithmetic import is_finite
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.im2col.stored import Axis, Turn, axis_of, store
 from im2col_conv.engine.jobs import Work
@@ -115,12 +117,15 @@ def forward(
     def fill(index: int, scratch: Scratch) -> None:
         images, channels, _ = plan.tiling[index]
         part, seen = y[channels, images], x[channels, images]
-        made = _multiply(plan.axis, scratch, seen, [T[channels] for T in squares], part.shape)
-        if not np.isfinite(made).all():
+        lines = _multiply(plan.axis, scratch, seen, [T[channels] for T in squares])
+        shape = (*part.shape[:2], plan.axis.length)
+        made = lines[:, : math.prod(shape[1:])].reshape(shape, copy=False)[..., : part.shape[2]]
+        if not is_finite(lines):
             _add_taps(geometry, seen, w[channels, 0], made)
-        if b is not None:
-            made += b[channels, None, None]
-        copy_lines(made, part)
+        if b is None:
+            copy_lines(made, part)
+        else:
+            np.add(made, b[channels, None, None], out=part, dtype=dtype, casting="same_kind")
 
     return Work(fill)
 
@@ -141,12 +146,10 @@ def _matrix(turn: Turn, dilation: int, w: Array, dtype: np.dtype[Any]) -> Array:
     return T
 
 
-def _multiply(
-    axis: Axis, scratch: Scratch, x: Array, squares: list[Array], shape: tuple[int, ...]
-) -> Array:
-    """Return the products of the lines ``x[c, n, size]`` and squares as a view of a ``shape``."""
-    c, n, out = shape
-    rows, dtype = -(-n * axis.length // SIDE), squares[0].dtype
+def _multiply(axis: Axis, scratch: Scratch, x: Array, squares: list[Array]) -> Array:
+    """Return the lines (c, p) of the products of ``x[c, n, size]`` and squares."""
+    (c, n), dtype = x.shape[:2], squares[0].dtype
+    rows = -(-n * axis.length // SIDE)
     y, term = (scratch.array(name, (c, rows, SIDE), dtype) for name in ("y", "term"))
     made = y
     for turn, T in zip(axis.turns, squares, strict=True):
@@ -160,8 +163,7 @@ def _multiply(
             if made is term:
                 y += term
             made = term
-    lines = y.reshape(c, rows * SIDE)[:, : n * axis.length]
-    return lines.reshape(c, n, axis.length, copy=False)[..., :out]
+    return y.reshape(c, rows * SIDE)
 
 
 def _add_taps(geometry: ConvGeometry, x: Array, w: Array, y: Array) -> None:

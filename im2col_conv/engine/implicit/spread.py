@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import SMALL_PRODUCT
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT, is_finite
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
@@ -54,7 +54,6 @@ from im2col_conv.engine.implicit.tile import (
     KEPT,
     Shape,
     Tile,
-    is_finite,
     row_of,
     sums_of,
     sums_of_rows,

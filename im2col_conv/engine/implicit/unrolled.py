@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import is_finite
 from im2col_conv.engine.copies import as_matrix, copy_lines, lies
 from im2col_conv.engine.implicit.moves import move, move_matrix
 from im2col_conv.engine.implicit.pairs import Axis
@@ -29,7 +30,6 @@ from im2col_conv.engine.implicit.tile import (
     Shape,
     Tile,
     even_pieces,
-    is_finite,
     row_of,
     sums_of,
 )
