@@ -94,6 +94,32 @@ def test_images_and_channels_are_cut_in_tiles():
     np.testing.assert_array_equal(found, reference.conv(x, w, b, **keywords))
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"padding": ((40, 11),)},
+        {"padding": ((6, 9),), "stride": 3},
+        {"padding": 100, "stride": 2, "dilation": 3},
+    ],
+)
+def test_long_lines_are_cut(keywords):
+    geometry = layer_of((2, 3, 5000), 31, keywords)
+    squares = squares_of(geometry, workspace=2**17)
+    assert squares.tiling.counts[2] > 1
+    x, w, b, _ = whole_numbers(geometry, np.float32)
+    keywords = {"groups": 3, **keywords}
+    with ic.set_workspace(2**17), ic.set_workers(2):
+        found = ic.conv(x, w, b, algorithm="im2col", **keywords)
+        np.testing.assert_array_equal(found, reference.conv(x, w, b, **keywords))
+        cut = squares.tiling.step[2] * geometry.stride[0]
+        x[1, 2, cut] = np.nan
+        found = ic.conv(x, w, b, algorithm="im2col", **keywords)
+    whole = ic.conv(x.astype(np.float64), w, b, algorithm="im2col", **keywords)
+    np.testing.assert_array_equal(found, whole)
+    assert np.isnan(found[1, 2]).any()
+    assert np.isfinite(found[:, :2]).all()
+
+
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("cell", [0, 40, -1])
 def test_infinity_reaches_the_outputs_whose_windows_hold_it(cell, stride):
@@ -149,7 +175,7 @@ def test_squares_are_for_long_windows_of_single_channels_that_come_first():
 def test_tiles_take_the_memory_that_is_counted():
     for x_shape, taps, keywords in LAYERS.values():
         geometry = layer_of(x_shape, taps, keywords)
-        for workspace in (2**17, 2**19, 64 * MIB):
+        for workspace in (2**16, 2**17, 2**19, 64 * MIB):
             plan = plan_forward(geometry, "channels_first", SINGLE, SINGLE, workspace)
             if plan.squares is None:
                 continue

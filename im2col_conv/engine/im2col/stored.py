@@ -44,15 +44,19 @@ class Axis(NamedTuple):
 
 
 def axis_of(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> Axis:
-    """Return how the cells of an axis are stored, ``before`` of padding in front of them."""
+    """Return how the cells of an axis are stored that ``out`` outputs see.
+
+    The first window begins ``before`` the first cell: for outputs further on that is less than 0.
+    """
     # At output 0, tap t meets cell number ``first[t]`` of phase ``phase[t]``; the next tap that
     # meets a cell of this phase is a stride further on, and its cell a dilation.
     first, phase = zip(*[divmod(t * dilation - before, stride) for t in range(kernel)], strict=True)
     turns = range(min(stride, kernel))
     many = [len(range(turn, kernel, stride)) for turn in turns]
-    start = min(first[turn] for turn in turns)  # none of them is more than 0
+    start = min(first[turn] for turn in turns)
     end = max(first[turn] + (many[turn] - 1) * dilation for turn in turns) + out
-    stored = [max(min(end, len(range(phase[turn], size, stride))), 0) for turn in turns]
+    begin = max(start, 0)
+    ends = [max(min(end, len(range(phase[turn], size, stride))), begin) for turn in turns]
     return Axis(
         end - start,
         tuple(
@@ -60,8 +64,10 @@ def axis_of(size: int, out: int, kernel: int, stride: int, dilation: int, before
                 taps=slice(turn, None, stride),
                 many=many[turn],
                 offset=first[turn] - start,
-                cells=slice(phase[turn], phase[turn] + stored[turn] * stride, stride),
-                stored=slice(-start, stored[turn] - start),
+                cells=slice(
+                    phase[turn] + begin * stride, phase[turn] + ends[turn] * stride, stride
+                ),
+                stored=slice(begin - start, ends[turn] - start),
             )
             for turn in turns
         ),

@@ -16,6 +16,7 @@ are added one by one.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,18 +37,18 @@ __all__ = ["ToeplitzLines", "forward", "toeplitz_lines"]
 SIDE = 16  # S
 FEW_TAPS, LEAST_COPIED = 4, 1000  # taps that are sooner copied; numbers of a channel that are not
 MOST_DEPTH = 8  # rows of all squares for each tap
+LEAST_OUTS = 512  # of a line, where it is cut
+BUFFERS = 5  # of a line: x, y, a term of y, and two for what is not finite
 TILE_BYTES = 2**21
 CELL_COST = 30  # operations of a large product while a number is read or written
 
 
 class ToeplitzLines(NamedTuple):
-    """Tiles over (N, groups, out), all outputs of some images and channels, and what they take.
+    """Tiles over (N, groups, out), and what they take.
 
     Attributes
     ----------
     tiling : Tiling
-    axis : Axis
-        How a line is stored.
     tile_bytes, square_bytes : int
         Memory of a tile, and of all squares.
     work : int
@@ -55,7 +56,6 @@ class ToeplitzLines(NamedTuple):
     """
 
     tiling: Tiling
-    axis: Axis
     tile_bytes: int
     square_bytes: int
     work: int
@@ -67,25 +67,40 @@ def toeplitz_lines(
     """Return the tiles of a layer; None where it is no such layer, or columns are sooner made."""
     if not _covers(geometry, layout, dtype):
         return None
-    (size,), (out,), ((before, _),) = geometry.size, geometry.out, geometry.padding
-    (kernel,), (stride,), (dilation,) = geometry.kernel, geometry.stride, geometry.dilation
-    axis = axis_of(size, out, kernel, stride, dilation, before)
-    squares = sum(_squares(turn, dilation) for turn in axis.turns)
-    if squares * SIDE > MOST_DEPTH * kernel:
+    (out,), (taps,) = geometry.out, geometry.kernel
+    axis = _axis(geometry, 0, out)
+    squares = sum(_squares(turn, geometry.dilation[0]) for turn in axis.turns)
+    if squares * SIDE > MOST_DEPTH * taps:
         return None
     square_bytes = geometry.C * squares * SIDE**2 * dtype.itemsize
-    numbers = 5 * axis.length  # x, y, a term of it, and what of it is finite or added
     room = min(TILE_BYTES, max(workspace - square_bytes, 0) // EVEN) // dtype.itemsize
-    work = geometry.flops + CELL_COST * (geometry.N * geometry.C * (size + out))
+    work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = 1 if is_small(work) else EVEN
-    lines = max(1, min(room // numbers, -(-geometry.N * geometry.C // shares)))
+    rests = (3 + squares) * SIDE  # of rows, whatever the images
+    reach = axis.length - out
+    outs = max(1, min(out, (room - rests) // BUFFERS - reach))
+    numbers = BUFFERS * (outs + reach)
+    lines = max(1, min(room // (numbers + rests), -(-geometry.N * geometry.C // shares)))
     images = min(geometry.N, lines)
     channels = cut_evenly((geometry.C,), lines // images, shares).step[0]
-    tile_bytes = channels * (images * numbers + (3 + squares) * SIDE) * dtype.itemsize
-    if EVEN * tile_bytes + square_bytes > workspace:
+    tile_bytes = channels * (images * numbers + rests) * dtype.itemsize
+    if EVEN * tile_bytes + square_bytes > workspace or outs < min(out, LEAST_OUTS):
         return None
-    tiling = Tiling((geometry.N, geometry.C, out), (images, channels, out))
-    return ToeplitzLines(tiling, axis, tile_bytes, square_bytes, work)
+    tiling = Tiling((geometry.N, geometry.C, out), (images, channels, outs))
+    return ToeplitzLines(tiling, tile_bytes, square_bytes, work)
+
+
+@lru_cache(maxsize=256)
+def _axis(geometry: ConvGeometry, first: int, stop: int) -> Axis:
+    """Return how the cells are stored that some outputs see."""
+    (size,), (taps,), (stride,), (dilation,), ((before, _),) = (
+        geometry.size,
+        geometry.kernel,
+        geometry.stride,
+        geometry.dilation,
+        geometry.padding,
+    )
+    return axis_of(size, stop - first, taps, stride, dilation, before - first * stride)
 
 
 def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
@@ -111,17 +126,19 @@ def forward(
 ) -> Work:
     """Return what fills ``y`` (N, C, out), by sums of ``dtype``."""
     dilation = geometry.dilation[0]
-    squares = [_matrix(turn, dilation, w[:, 0], dtype) for turn in plan.axis.turns]
+    turns = _axis(geometry, 0, geometry.out[0]).turns  # the same for all parts of a line
+    squares = [_matrix(turn, dilation, w[:, 0], dtype) for turn in turns]
     x, y = (by_group(images, geometry.C)[:, 0] for images in (x, y))
 
     def fill(index: int, scratch: Scratch) -> None:
-        images, channels, _ = plan.tiling[index]
-        part, seen = y[channels, images], x[channels, images]
-        lines = _multiply(plan.axis, scratch, seen, [T[channels] for T in squares])
-        shape = (*part.shape[:2], plan.axis.length)
+        images, channels, outs = plan.tiling[index]
+        part, seen = y[channels, images, outs], x[channels, images]
+        axis = _axis(geometry, outs.start, outs.stop)
+        lines = _multiply(axis, scratch, seen, [T[channels] for T in squares])
+        shape = (*part.shape[:2], axis.length)
         made = lines[:, : math.prod(shape[1:])].reshape(shape, copy=False)[..., : part.shape[2]]
         if not is_finite(lines):
-            _add_taps(geometry, seen, w[channels, 0], made)
+            _add_taps(geometry, seen, w[channels, 0], outs, made)
         if b is None:
             copy_lines(made, part)
         else:
@@ -166,10 +183,8 @@ def _multiply(axis: Axis, scratch: Scratch, x: Array, squares: list[Array]) -> A
     return y.reshape(c, rows * SIDE)
 
 
-def _add_taps(geometry: ConvGeometry, x: Array, w: Array, y: Array) -> None:
-    """Set ``y[c, n, o]`` to sums without padding, whose zeros times infinity make NaN."""
+def _add_taps(geometry: ConvGeometry, x: Array, w: Array, outs: slice, y: Array) -> None:
+    """Set ``y[c, n, outs]`` to sums without padding, whose zeros times infinity make NaN."""
     y[...] = 0
-    for (tap,), (outs,), (cells,) in tap_slices(
-        geometry, whole(geometry.out), whole(geometry.size)
-    ):
-        y[..., outs] += w[:, tap, None, None] * x[..., cells]
+    for (tap,), (part,), (cells,) in tap_slices(geometry, (outs,), whole(geometry.size)):
+        y[..., part] += w[:, tap, None, None] * x[..., cells]
