@@ -55,27 +55,18 @@ def plan_forward(
     """Draw the tiles of a forward pass from shapes and types alone."""
     arithmetic, columns = arithmetic_for(result), columns_for(geometry, layout)
     views = viewed_columns(geometry, layout, arithmetic.dtype, workspace)
-    if views is not None:
+    squares = None if views else toeplitz_lines(geometry, layout, arithmetic.dtype, workspace)
+    uncopied = views or squares
+    if uncopied is not None:
         return ForwardPlan(
-            tiling=views.tiling,
-            tasks=views.tiling.boxes,
-            worker_bytes=views.tile_bytes,
-            shared_bytes=views.weight_bytes,
-            work=views.work,
-            columns=Columns(geometry, rows=True),
+            tiling=uncopied.tiling,
+            tasks=uncopied.tiling.boxes,
+            worker_bytes=uncopied.tile_bytes,
+            shared_bytes=uncopied.weight_bytes,
+            work=uncopied.work,
+            columns=Columns(geometry, rows=views is not None),
             arithmetic=arithmetic,
             views=views,
-        )
-    squares = toeplitz_lines(geometry, layout, arithmetic.dtype, workspace)
-    if squares is not None:
-        return ForwardPlan(
-            tiling=squares.tiling,
-            tasks=squares.tiling.boxes,
-            worker_bytes=squares.tile_bytes,
-            shared_bytes=squares.square_bytes,
-            work=squares.work,
-            columns=columns,
-            arithmetic=arithmetic,
             squares=squares,
         )
     _, _, K = geometry.gemm

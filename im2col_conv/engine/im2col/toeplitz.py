@@ -49,7 +49,7 @@ class ToeplitzLines(NamedTuple):
     Attributes
     ----------
     tiling : Tiling
-    tile_bytes, square_bytes : int
+    tile_bytes, weight_bytes : int
         Memory of a tile, and of all squares.
     work : int
         Operations that columns would be multiplied with in the time of a pass.
@@ -57,7 +57,7 @@ class ToeplitzLines(NamedTuple):
 
     tiling: Tiling
     tile_bytes: int
-    square_bytes: int
+    weight_bytes: int
     work: int
 
 
@@ -72,8 +72,8 @@ def toeplitz_lines(
     squares = sum(_squares(turn, geometry.dilation[0]) for turn in axis.turns)
     if squares * SIDE > MOST_DEPTH * taps:
         return None
-    square_bytes = geometry.C * squares * SIDE**2 * dtype.itemsize
-    room = min(TILE_BYTES, max(workspace - square_bytes, 0) // EVEN) // dtype.itemsize
+    weight_bytes = geometry.C * squares * SIDE**2 * dtype.itemsize
+    room = min(TILE_BYTES, max(workspace - weight_bytes, 0) // EVEN) // dtype.itemsize
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = 1 if is_small(work) else EVEN
     rests = (3 + squares) * SIDE  # of rows, whatever the images
@@ -84,10 +84,10 @@ def toeplitz_lines(
     images = min(geometry.N, lines)
     channels = cut_evenly((geometry.C,), lines // images, shares).step[0]
     tile_bytes = channels * (images * numbers + rests) * dtype.itemsize
-    if EVEN * tile_bytes + square_bytes > workspace or outs < min(out, LEAST_OUTS):
+    if EVEN * tile_bytes + weight_bytes > workspace or outs < min(out, LEAST_OUTS):
         return None
     tiling = Tiling((geometry.N, geometry.C, out), (images, channels, outs))
-    return ToeplitzLines(tiling, tile_bytes, square_bytes, work)
+    return ToeplitzLines(tiling, tile_bytes, weight_bytes, work)
 
 
 @lru_cache(maxsize=256)
