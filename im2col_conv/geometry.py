@@ -234,6 +234,11 @@ class ConvGeometry:
         return (self.N, self.F, *self.out)
 
     @cached_property
+    def depthwise(self) -> bool:
+        """Whether there are several channels and each sees itself alone, by one filter."""
+        return self.C == self.F == self.groups > 1
+
+    @cached_property
     def taps(self) -> int:
         """The number of taps of one channel's kernel."""
         return math.prod(self.kernel)

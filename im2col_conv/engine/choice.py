@@ -127,7 +127,7 @@ def _implicit_pays(
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
     if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
         return False
-    if _is_a_line_each(geometry):
+    if geometry.depthwise and geometry.ndim == 1:
         return False
     last = layout == "channels_last"
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
@@ -148,11 +148,6 @@ def _implicit_pays(
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
     enough = flops >= LEAST_FLOPS and line >= least
     return enough and not _gather_pays(each, geometry, dtype, last=last)
-
-
-def _is_a_line_each(geometry: ConvGeometry) -> bool:
-    """Say whether each channel sees itself alone, along one axis: then no columns are copied."""
-    return geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim == 1
 
 
 def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:

@@ -80,7 +80,7 @@ def is_viewed(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool
 
     Complex numbers have no such columns.
     """
-    if dtype.kind == "c" or not geometry.C == geometry.F == geometry.groups > 1:
+    if dtype.kind == "c" or not geometry.depthwise:
         return False
     slow = geometry.out[-1] < SHORT_LINE or dtype.kind == "i"  # as columns that are copied
     return layout == "channels_last" or (slow and geometry.flops >= LEAST_TURNED)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group, computing_type
+from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.im2col.columns import Shape
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE, multiply_inside
 from im2col_conv.engine.im2col.stored import Axis, axis_of, store
@@ -93,7 +93,8 @@ def plan_dots(
     channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
-    numbers = 2 * line.numbers + _reach(axes, geometry.out) + sums
+    lines = 2 + (dtype.kind == "c")  # x, dout, and x conjugated where a sum is not finite
+    numbers = lines * line.numbers + _reach(axes, geometry.out) + sums
     worker_bytes = channels * numbers * dtype.itemsize
     if EVEN * worker_bytes > workspace:
         return None
@@ -112,9 +113,8 @@ def plan_dots(
 
 def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
     """Say whether each channel sees itself alone, and its lines are worth storing."""
-    alone = geometry.C == geometry.F == geometry.groups > 1
     long = max(geometry.stride) == 1 or geometry.out[-1] >= SHORT_LINE
-    return alone and layout == "channels_first" and dtype.kind in "fc" and long
+    return geometry.depthwise and layout == "channels_first" and dtype.kind in "fc" and long
 
 
 def _line(axes: Sequence[Axis], images: int, dtype: np.dtype[Any]) -> _Line:
@@ -138,7 +138,7 @@ def _reach(axes: Sequence[Axis], outs: Shape) -> int:
 def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Work:
     """Return what fills ``dw`` (C, 1, *kernel) and ``db`` (C,); None is left out."""
     geometry, (n, c, *_) = plan.geometry, plan.tiling.step
-    x, dout = (by_group(images, geometry.C)[:, 0] for images in (x, dout))
+    x, dout = x.swapaxes(0, 1), dout.swapaxes(0, 1)
 
     def add_up(index: int, scratch: Scratch) -> None:
         channels = slice(index * c, min((index + 1) * c, geometry.C))
@@ -150,7 +150,8 @@ def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Arr
             line = _line(plan.axes, given.shape[1], plan.dtype)
             outs = whole(geometry.out)
             douts = store(scratch, "dout", given, line.shape, outs, line.numbers, plan.dtype)
-            db_sum += douts.sum(axis=1)
+            if db is not None:
+                db_sum += douts.sum(axis=1)
             if dw is not None:
                 dw_sum += _dots(plan, scratch, given, seen, douts, line)
         if dw is not None:

@@ -48,30 +48,25 @@ def axis_of(size: int, out: int, kernel: int, stride: int, dilation: int, before
 
     The first window begins ``before`` the first cell: for outputs further on that is less than 0.
     """
-    # At output 0, tap t meets cell number ``first[t]`` of phase ``phase[t]``; the next tap that
-    # meets a cell of this phase is a stride further on, and its cell a dilation.
-    first, phase = zip(*[divmod(t * dilation - before, stride) for t in range(kernel)], strict=True)
-    turns = range(min(stride, kernel))
-    many = [len(range(turn, kernel, stride)) for turn in turns]
-    start = min(first[turn] for turn in turns)
-    end = max(first[turn] + (many[turn] - 1) * dilation for turn in turns) + out
-    begin = max(start, 0)
-    ends = [max(min(end, len(range(phase[turn], size, stride))), begin) for turn in turns]
-    return Axis(
-        end - start,
-        tuple(
+    # Cell i of the padded axis is number i // stride of phase i % stride. At output 0, tap t meets
+    # cell t * dilation: the last tap the furthest.
+    length = out + (kernel - 1) * dilation // stride
+    turns = []
+    for turn in range(min(stride, kernel)):
+        offset, phase = divmod(turn * dilation, stride)
+        shift = before - phase  # of the first cell of the phase before the first of the input
+        begin = max(-(-shift // stride), 0)
+        end = max(min(length, -(-(size + shift) // stride)), begin)
+        turns.append(
             Turn(
                 taps=slice(turn, None, stride),
-                many=many[turn],
-                offset=first[turn] - start,
-                cells=slice(
-                    phase[turn] + begin * stride, phase[turn] + ends[turn] * stride, stride
-                ),
-                stored=slice(begin - start, ends[turn] - start),
+                many=len(range(turn, kernel, stride)),
+                offset=offset,
+                cells=slice(begin * stride - shift, end * stride - shift, stride),
+                stored=slice(begin, end),
             )
-            for turn in turns
-        ),
-    )
+        )
+    return Axis(length, tuple(turns))
 
 
 def store(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group
+from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import is_finite
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.im2col.stored import Axis, Turn, axis_of, store
@@ -38,7 +38,7 @@ SIDE = 16  # S
 FEW_TAPS, LEAST_COPIED = 4, 1000  # taps that are sooner copied; numbers of a channel that are not
 MOST_DEPTH = 8  # rows of all squares for each tap
 LEAST_OUTS = 512  # of a line, where it is cut
-BUFFERS = 5  # of a line: x, y, a term of y, and two for what is not finite
+BUFFERS = 4  # of a line: x, y, a term of y, and of a tap where y is not finite
 TILE_BYTES = 2**21
 CELL_COST = 30  # operations of a large product while a number is read or written
 
@@ -105,7 +105,7 @@ def _axis(geometry: ConvGeometry, first: int, stop: int) -> Axis:
 
 def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
     """Say whether channels are lines that see themselves alone, and columns would be long."""
-    alone = geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim == 1
+    alone = geometry.depthwise and geometry.ndim == 1
     copied = geometry.N * geometry.positions * (geometry.taps - FEW_TAPS)
     return alone and layout == "channels_first" and dtype.kind in "fc" and copied >= LEAST_COPIED
 
@@ -128,7 +128,7 @@ def forward(
     dilation = geometry.dilation[0]
     turns = _axis(geometry, 0, geometry.out[0]).turns  # the same for all parts of a line
     squares = [_matrix(turn, dilation, w[:, 0], dtype) for turn in turns]
-    x, y = (by_group(images, geometry.C)[:, 0] for images in (x, y))
+    x, y = x.swapaxes(0, 1), y.swapaxes(0, 1)
 
     def fill(index: int, scratch: Scratch) -> None:
         images, channels, outs = plan.tiling[index]
@@ -142,7 +142,7 @@ def forward(
         if b is None:
             copy_lines(made, part)
         else:
-            np.add(made, b[channels, None, None], out=part, dtype=dtype, casting="same_kind")
+            np.add(made, b[channels, None, None], out=part)
 
     return Work(fill)
 

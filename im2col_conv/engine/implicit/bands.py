@@ -49,7 +49,7 @@ MOST_ROWS, MOST_ROWS_INTERLEAVED, MOST_ROWS_NEAR = 6, 8, 12
 
 def is_depthwise(geometry: ConvGeometry) -> bool:
     """Say whether each channel is made from one plane of its own."""
-    return geometry.C == geometry.F == geometry.groups > 1 and geometry.ndim > 1
+    return geometry.depthwise and geometry.ndim > 1
 
 
 def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
