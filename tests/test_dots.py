@@ -17,6 +17,7 @@ from im2col_conv.engine.im2col.dots import (
     plan_dots,
     weight_grad,
 )
+from im2col_conv.engine.im2col.stored import axis_of
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch
 
@@ -38,9 +39,31 @@ LAYERS = {  # x without groups, kernel, keywords
     ),
     "uneven padding": ((2, 3, 5, 6), (3, 3), {"padding": ((0, 4), (5, 1))}),
     "taps that meet nothing": ((2, 3, 2, 3), (5, 4), {"padding": ((4, 3), (3, 4))}),
+    "windows that end before the cells": (
+        (2, 3, 1, 40),
+        (3, 3),
+        {"padding": ((7, 0), (1, 1)), "stride": (3, 1)},
+    ),
     "several pieces": ((3, 4, 61, 53), (3, 4), {"padding": (1, 2)}),
 }
 layers = pytest.mark.parametrize(("x_shape", "kernel", "keywords"), LAYERS.values(), ids=LAYERS)
+
+
+def test_no_more_is_stored_than_windows_see():
+    axis = axis_of(size=10, out=4, kernel=5, stride=3, dilation=2, before=2)
+    assert axis.length == 6  # padded cells 0 to 17, of which each phase has six
+    assert [turn.offset for turn in axis.turns] == [
+        0,
+        0,
+        1,
+    ]  # taps at cells 0, 2, 4 of phases 0, 2, 1
+    assert [turn.many for turn in axis.turns] == [2, 2, 1]
+    assert [list(range(10)[turn.cells]) for turn in axis.turns] == [
+        [1, 4, 7],
+        [0, 3, 6, 9],
+        [2, 5, 8],
+    ]
+    assert [turn.stored for turn in axis.turns] == [slice(1, 4), slice(0, 4), slice(1, 4)]
 
 
 def layer_of(x_shape, kernel, keywords):
@@ -192,16 +215,19 @@ def test_dots_are_for_depthwise_layers_whose_channels_come_first():
         assert is_dotted(sparse) is dotted
 
 
-def test_tiles_take_the_memory_that_is_counted():
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_tiles_take_the_memory_that_is_counted(dtype):
     for x_shape, kernel, keywords in LAYERS.values():
         geometry = layer_of(x_shape, kernel, keywords)
         for workspace in (2**16, 2**18, 64 * MIB):
-            plan = plan_dots(geometry, "channels_first", SINGLE, workspace)
+            plan = plan_dots(geometry, "channels_first", np.dtype(dtype), workspace)
             if plan is None:
                 continue
             assert 4 * plan.worker_bytes <= workspace
-            x, dout = whole_numbers(geometry, np.float32)
-            dw, scratch = np.empty(geometry.w_shape, np.float32), Scratch()
+            x, dout = whole_numbers(geometry, dtype)
+            dw, scratch = np.empty(geometry.w_shape, dtype), Scratch()
             weight_grad(plan, dout, x, dw, None).task(0, scratch)
             sums = 2 * plan.tiling.step[1] * geometry.taps * x.itemsize
+            if dtype == np.complex64:  # x conjugated, where a sum is not finite
+                sums += math.prod(plan.tiling.step[:2]) * math.prod(geometry.size) * x.itemsize
             assert scratch.nbytes + sums <= plan.worker_bytes + 2 * 64  # where buffers begin

@@ -88,13 +88,14 @@ def plan_dots(
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = EVEN if work >= DotsPlan.least_shared else 1
     room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
-    planes = max(1, min(room // (2 * plane), -(-geometry.N * geometry.C // shares)))
+    # Of x, where a sum is not finite.
+    conjugated = math.prod(geometry.size) if dtype.kind == "c" else 0
+    planes = max(1, min(room // (2 * plane + conjugated), -(-geometry.N * geometry.C // shares)))
     images = max(1, min(geometry.N, planes))
     channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
-    lines = 2 + (dtype.kind == "c")  # x, dout, and x conjugated where a sum is not finite
-    numbers = lines * line.numbers + _reach(axes, geometry.out) + sums
+    numbers = 2 * line.numbers + images * conjugated + _reach(axes, geometry.out) + sums
     worker_bytes = channels * numbers * dtype.itemsize
     if EVEN * worker_bytes > workspace:
         return None
