@@ -64,6 +64,8 @@ def test_no_more_is_stored_than_windows_see():
         [2, 5, 8],
     ]
     assert [turn.stored for turn in axis.turns] == [slice(1, 4), slice(0, 4), slice(1, 4)]
+    padding = axis_of(size=50, out=2, kernel=3, stride=2, dilation=1, before=20)
+    assert not any(range(50)[turn.cells] or range(3)[turn.stored] for turn in padding.turns)
 
 
 def layer_of(x_shape, kernel, keywords):
