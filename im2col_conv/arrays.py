@@ -38,6 +38,9 @@ without_warnings = np.errstate(all="ignore")
 
 CACHE_LINE = 64  # bytes
 
+# The index of an array's first number alone, as an array that is contiguous, for each ndim.
+_FIRST = [(slice(0, 1),) * ndim for ndim in range(65)]
+
 FITTING = "bool, integers but uint64, float16, float32, float64, complex64 or complex128"
 
 
@@ -136,10 +139,11 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 def address(array: Array) -> int:
     """Return where the first number of an array is: its ``ctypes.data``, but sooner."""
-    if array.flags.c_contiguous and array.flags.writeable and array.size:
-        return addressof(c_char.from_buffer(array.data))
-    start: int = array.ctypes.data
-    return start
+    try:
+        return addressof(c_char.from_buffer(array[_FIRST[array.ndim]]))
+    except (TypeError, ValueError):  # read-only, or empty
+        start: int = array.ctypes.data
+        return start
 
 
 def by_group(array: Array, groups: int) -> Array:

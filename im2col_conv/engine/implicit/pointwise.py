@@ -138,7 +138,7 @@ class Pointwise:
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), w itself if it can be; by rows, turned."""
         g, F, C = w.shape[:3]
-        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, -1, self.chunk(F), C)
+        chunks = _contiguous(w, dtype).reshape(g, -1, self.chunk(F), C)
         if not self.by_rows:
             return Whole(chunks)
         W = room("weights", (g, F // self.chunk(F), C, self.chunk(F)), dtype)
@@ -154,7 +154,7 @@ class Pointwise:
     def input_grad_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of C, F, C of a chunk), a view of the same; by rows, a copy."""
         g, F, C = w.shape[:3]
-        chunks = np.require(w, dtype, ["C", "A"]).reshape(g, F, -1, self.chunk(C)).swapaxes(1, 2)
+        chunks = _contiguous(w, dtype).reshape(g, F, -1, self.chunk(C)).swapaxes(1, 2)
         if not self.by_rows or chunks.size < MANY_WEIGHTS:
             return Whole(chunks)
         W = room("weights", chunks.shape, dtype)
@@ -184,6 +184,12 @@ class Pointwise:
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
         blas.run(products, x, dout, dw)
+
+
+def _contiguous(w: Array, dtype: np.dtype[Any]) -> Array:
+    if w.dtype == dtype and w.flags.c_contiguous and w.flags.aligned:  # sooner said than np.require
+        return w
+    return np.require(w, dtype, ["C", "A"])
 
 
 class _Lie(NamedTuple):
