@@ -139,8 +139,9 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 def address(array: Array) -> int:
     """Return where the first number of an array is: its ``ctypes.data``, but sooner."""
+    first: Any = array[_FIRST[array.ndim]]
     try:
-        return addressof(c_char.from_buffer(array[_FIRST[array.ndim]]))
+        return addressof(c_char.from_buffer(first))
     except (TypeError, ValueError):  # read-only, or empty
         start: int = array.ctypes.data
         return start

@@ -412,7 +412,7 @@ def test_long_lines_of_innermost_channels_are_used_where_they_lie(monkeypatch):
 
     monkeypatch.setattr(Scratch, "array", noted)
     rng = np.random.default_rng(8)
-    x, w, b, dout = (whole(rng, s) for s in ((2, 6, 25, 17), (9, 17, 3, 3), 9, (2, 6, 25, 9)))
+    x, w, b, dout = (whole(rng, s) for s in ((2, 6, 25, 35), (9, 35, 3, 3), 9, (2, 6, 25, 9)))
     keywords = {"padding": 1, "layout": "channels_last", "algorithm": "implicit"}
     all_passes(x, w, b, dout, **keywords)
     assert not {"x", "dx", "y", "dout", "dout.T"}.intersection(names)
@@ -1060,9 +1060,42 @@ def test_products_refuse_matrices_that_cannot_be(a):
 
 @pytest.mark.parametrize(("channels", "arrangement"), [(15, Spread), (16, ChannelsInner)])
 def test_many_channels_that_lie_innermost_are_taken_as_they_lie(channels, arrangement):
-    geometry = ic.ConvGeometry.from_shapes((1, channels, 31, 33), (8, channels, 3, 1), padding=1)
+    shapes = (1, channels, 31, 33), (8, channels, 3, 1)
+    geometry = ic.ConvGeometry.from_shapes(*shapes, padding=1, stride=(1, 2))
     assert isinstance(arrangement_for(geometry, "channels_last", "y"), arrangement)
-    assert not isinstance(arrangement_for(geometry, "channels_first", "y"), ChannelsInner)
+    geometry = ic.ConvGeometry.from_shapes(*shapes, padding=1)
+    assert isinstance(arrangement_for(geometry, "channels_first", "y"), ChannelsOuter)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "line", "filters", "y", "dx", "dw"),
+    [
+        (1, 4, 30, 9, False, False, False),
+        (1, 5, 30, 64, True, True, True),
+        (1, 15, 20, 64, True, True, True),
+        (1, 16, 20, 33, False, False, False),
+        (1, 16, 20, 32, True, False, False),
+        (1, 16, 19, 32, False, False, False),
+        (1, 23, 20, 32, True, True, False),
+        (1, 24, 20, 32, True, False, False),
+        (7, 11, 19, 64, True, True, False),
+        (8, 11, 19, 64, True, True, True),
+        (8, 12, 19, 64, True, True, False),
+        (8, 23, 19, 32, False, True, False),
+    ],
+)
+def test_few_channels_that_lie_innermost_are_laid_line_under_line(
+    images, channels, line, filters, y, dx, dw
+):
+    x_shape, w_shape = (images, channels, 40, line + 2), (filters, channels, 4, 3)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
+    for made, laid in (("y", y), ("dx", dx), ("dout.T", dw)):
+        lie = arrangement_for(geometry, "channels_last", made)
+        assert isinstance(lie, ChannelsOuter) is laid
+        if laid and made == "y":  # its rows are there already
+            assert lie.by_rows is not lie.interleaved
+    along = ic.ConvGeometry.from_shapes((1, 20, 99), (9, 20, 3))
+    assert not isinstance(arrangement_for(along, "channels_last", "y"), ChannelsOuter)
 
 
 @pytest.mark.parametrize(("images", "sums"), [(8, 1), (21, 2)])

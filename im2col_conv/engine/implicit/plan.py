@@ -49,6 +49,9 @@ FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
+FEW_IMAGES = 8  # that make a long line of short ones
+# Channels that come last and are better left so, where lines are short for dw; filters for y.
+MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
 WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
@@ -151,14 +154,13 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
         return bands_for(geometry, layout, for_dw=made == "dout.T")
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
-    long = geometry.out[-1] >= LONG_LINE
     stride = geometry.stride[-1]
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
-    if stride == 1 and DEEP <= rows <= DEEPEST and not last:
-        turns = _turns(geometry, made, WORTH_TURNING[0])
-        return ChannelsOuter(interleaved=not long, by_rows=turns)
+    if stride == 1 and DEEP <= rows <= DEEPEST and (not last or _turning_pays(geometry, made)):
+        return _outer(geometry, made, last=last)
+    long = geometry.out[-1] >= LONG_LINE
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
     if few and not (last and channels >= MANY):
         return Spread(
@@ -171,6 +173,27 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     if _unrolls(geometry, made):
         return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
+
+
+def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
+    """Say whether few channels that come last are sooner laid line under line than left so."""
+    channels, long = geometry.C // geometry.groups, geometry.out[-1] >= LONG_LINE
+    if geometry.ndim == 1 or channels <= FEWEST:
+        return False
+    if made == "y":
+        return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
+    if made == "dx":
+        return channels < MANY_TURNED and channels % SPARE > 0
+    return channels < (MANY if long else MANY_TURNED_SHORT) and (long or geometry.N >= FEW_IMAGES)
+
+
+def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
+    """Return lines under each other; where channels come last, y has rows of filters already."""
+    long = geometry.out[-1] >= LONG_LINE
+    if last and made == "y":
+        together = not long and geometry.N >= FEW_IMAGES
+        return ChannelsOuter(interleaved=together, by_rows=not together)
+    return ChannelsOuter(interleaved=not long, by_rows=_turns(geometry, made, WORTH_TURNING[0]))
 
 
 def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
