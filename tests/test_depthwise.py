@@ -301,20 +301,23 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
     [
         ((8, 60, 61, 64), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
         ((8, 60, 15, 64), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),  # short lines
-        ((8, 60, 61, 63), (3, 5), 1, {"forward", "input_grad"}),
-        ((8, 60, 61, 16), (3, 5), 1, {"forward", "input_grad"}),
-        ((8, 60, 61, 15), (3, 5), 1, set()),
-        ((8, 60, 61, 16), (4, 4), 1, set()),
+        ((8, 60, 61, 63), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
+        ((8, 60, 61, 16), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
+        ((8, 60, 61, 15), (3, 5), 1, {"weight_grad"}),
+        ((8, 60, 61, 16), (4, 4), 1, {"weight_grad"}),
         ((8, 60, 61, 16), (3, 5), (2, 1), {"forward", "weight_grad"}),
-        ((8, 60, 61, 15), (3, 5), (2, 1), set()),
+        ((8, 60, 19, 15), (3, 5), (2, 1), set()),  # lines of less than 16
+        ((8, 60, 20, 15), (3, 5), (2, 1), {"weight_grad"}),
         ((8, 60, 61, 63), (3, 5), (2, 1), {"forward", "weight_grad"}),
         ((8, 60, 61, 64), (3, 5), (1, 2), {"forward", "weight_grad", "input_grad"}),
         ((8, 60, 61, 64), (5, 5), (2, 1), {"forward", "weight_grad"}),
-        ((8, 60, 61, 63), (4, 4), (2, 1), set()),
-        ((8, 60, 61, 64), (2, 13), (2, 1), set()),
+        ((8, 60, 61, 63), (4, 4), (2, 1), {"weight_grad"}),
+        ((8, 60, 61, 64), (2, 13), (2, 1), {"weight_grad"}),
     ],
 )
-def test_auto_takes_views_of_few_taps_and_bands_of_many(shape, kernel, stride, viewed):
+def test_auto_takes_views_of_few_taps_and_bands_of_many_but_dots_for_dw(
+    shape, kernel, stride, viewed
+):
     geometry = layer_of(shape, kernel, {"stride": stride})
     single = np.dtype(np.float32)
     for each in ("forward", "weight_grad", "input_grad"):

@@ -1,4 +1,4 @@
-"""Depthwise dw whose channels come first: dots of lines, and when."""
+"""Depthwise dw by dots of lines, and when."""
 
 import math
 from itertools import product
@@ -8,7 +8,7 @@ import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine.choice import weight_grad_plan
+from im2col_conv.engine.choice import way_of, weight_grad_plan
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE
 from im2col_conv.engine.im2col.dots import (
     MOST_STORED,
@@ -26,7 +26,7 @@ SINGLE = np.dtype(np.float32)
 
 LAYERS = {  # x without groups, kernel, keywords
     "two axes": ((3, 5, 9, 7), (3, 2), {"padding": ((1, 0), (0, 1))}),
-    "one axis": ((2, 6, 31), (5,), {"padding": 2}),
+    "one axis": ((2, 6, 41), (31,), {"padding": 7}),
     "three axes": ((2, 3, 6, 5, 8), (2, 3, 1), {"padding": (1, 0, 2)}),
     "dilation": ((2, 4, 13, 11), (3, 2), {"padding": (2, 1), "dilation": (2, 3)}),
     "stride": ((2, 6, 12, 52), (3, 4), {"padding": 1, "stride": (2, 3)}),
@@ -47,6 +47,13 @@ LAYERS = {  # x without groups, kernel, keywords
     "several pieces": ((3, 4, 61, 53), (3, 4), {"padding": (1, 2)}),
 }
 layers = pytest.mark.parametrize(("x_shape", "kernel", "keywords"), LAYERS.values(), ids=LAYERS)
+LAYOUTS = ["channels_first", "channels_last"]
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def laid(array, layout):
+    """Return (N, C, *cells) in a layout."""
+    return array if layout == LAYOUTS[0] else np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
 def test_no_more_is_stored_than_windows_see():
@@ -87,16 +94,19 @@ def whole_numbers(geometry, dtype):
 
 
 @layers
+@layouts
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.complex64])
-def test_dots_give_what_the_reference_gives(x_shape, kernel, keywords, dtype):
+def test_dots_give_what_the_reference_gives(x_shape, kernel, keywords, dtype, layout):
     geometry = layer_of(x_shape, kernel, keywords)
     x, dout = whole_numbers(geometry, dtype)
     w = np.zeros(geometry.w_shape, dtype)
     keywords = {"groups": geometry.C, **keywords}
     _, dw, db = reference.conv_grads(dout, x, w, **keywords)
-    assert plan_dots(geometry, "channels_first", x.dtype, 64 * MIB).tiling.boxes == 1
+    x, dout = laid(x, layout), laid(dout, layout)
+    keywords["layout"] = layout
+    assert plan_dots(geometry, layout, x.dtype, 64 * MIB).tiling.boxes == 1
     for workspace in (64 * MIB, 2**16 * x.itemsize):
-        assert plan_dots(geometry, "channels_first", x.dtype, workspace) is not None
+        assert plan_dots(geometry, layout, x.dtype, workspace) is not None
         with ic.set_workspace(workspace), ic.set_workers(3):
             found = ic.conv_grads(dout, x, w, algorithm="im2col", needs=("w", "b"), **keywords)
         np.testing.assert_array_equal(found.dw, dw.astype(dtype))
@@ -141,7 +151,8 @@ def dw_without_padding(geometry, dout, x):
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("padding", [((1, 1), (2, 0)), ((0, 0), (0, 0))])
 @pytest.mark.parametrize("infinite", ["x", "dout"])
-def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride):
+@layouts
+def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride, layout):
     keywords = {"padding": padding, "stride": stride}
     geometry = layer_of((2, 7, 6, 19), (3, 3), keywords)
     spoiled = 0
@@ -152,8 +163,9 @@ def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride):
         given[n, 1:3, row, column] = np.inf, np.nan
         with np.errstate(invalid="ignore"):
             wanted = dw_without_padding(geometry, dout, x)
+        arrays = laid(dout, layout), laid(x, layout), geometry.w_shape
         found = ic.conv_weight_grad(
-            dout, x, geometry.w_shape, groups=7, algorithm="im2col", **keywords
+            *arrays, groups=7, layout=layout, algorithm="im2col", **keywords
         )
         assert np.isfinite(wanted).any()
         np.testing.assert_array_equal(found, wanted)
@@ -161,21 +173,24 @@ def test_infinity_meets_no_zero_beside_a_line(infinite, padding, stride):
     assert spoiled > 3  # a stride may leave the last row alone
 
 
-def test_what_is_summed_again_is_conjugated():
+@layouts
+def test_what_is_summed_again_is_conjugated(layout):
     geometry = layer_of((2, 3, 6, 19), (3, 4), {"padding": 2})
     x, dout = whole_numbers(geometry, np.complex64)
     keywords = {"padding": 2, "groups": 3}
     wanted = reference.conv_weight_grad(dout, x, geometry.w_shape, **keywords)
     x[0, 1, 2, 3] = np.nan
-    found = ic.conv_weight_grad(dout, x, geometry.w_shape, algorithm="im2col", **keywords)
+    arrays = laid(dout, layout), laid(x, layout), geometry.w_shape
+    found = ic.conv_weight_grad(*arrays, layout=layout, algorithm="im2col", **keywords)
     assert not np.isfinite(found[1]).any()
     np.testing.assert_array_equal(found[::2], wanted[::2])
 
 
-def test_results_do_not_depend_on_the_workers():
+@pytest.mark.parametrize(("layout", "parts"), [(LAYOUTS[0], 1), (LAYOUTS[1], 2)])
+def test_results_do_not_depend_on_the_workers(layout, parts):
     geometry = layer_of((9, 50, 31, 37), (3, 4), {"padding": (1, 2)})
-    plan = plan_dots(geometry, "channels_first", SINGLE, 64 * MIB)
-    assert plan.tiling.counts[0] == 1
+    plan = plan_dots(geometry, layout, SINGLE, 64 * MIB)
+    assert plan.tiling.counts[0] == parts  # of the images: where they come last, for 16 channels
     assert plan.tasks % 4 == 0
     assert workers_for(plan, 5, 64 * MIB) > 2
     rng = np.random.default_rng(3)
@@ -183,12 +198,11 @@ def test_results_do_not_depend_on_the_workers():
         rng.standard_normal(shape).astype(np.float32)
         for shape in (geometry.x_shape, geometry.y_shape, geometry.w_shape)
     )
-    found = []
+    x, dout = laid(x, layout), laid(dout, layout)
+    keywords, found = {"padding": (1, 2), "groups": 50, "layout": layout}, []
     for workers in (1, 2, 5):
         with ic.set_workers(workers):
-            found.append(
-                ic.conv_grads(dout, x, w, padding=(1, 2), groups=50, algorithm="im2col")[1:]
-            )
+            found.append(ic.conv_grads(dout, x, w, algorithm="im2col", **keywords)[1:])
     for dw, db in found[1:]:
         np.testing.assert_array_equal(dw, found[0][0])
         np.testing.assert_array_equal(db, found[0][1])
@@ -199,11 +213,32 @@ def is_dotted(geometry, layout="channels_first", dtype=SINGLE, workspace=64 * MI
     return isinstance(plan, DotsPlan)
 
 
-def test_dots_are_for_depthwise_layers_whose_channels_come_first():
+@pytest.mark.parametrize(
+    ("channels", "kernel", "dtype", "dotted"),
+    [
+        (7, (1, 2), SINGLE, True),
+        (8, (1, 7), SINGLE, False),
+        (8, (2, 4), SINGLE, True),
+        (63, (2, 4), SINGLE, True),
+        (64, (3, 5), SINGLE, False),
+        (64, (4, 4), SINGLE, True),
+        (64, (2, 2), np.dtype(np.complex64), True),
+        (7, (29,), SINGLE, False),
+        (64, (30,), SINGLE, True),
+        (64, (3,), np.dtype(np.complex64), True),
+    ],
+)
+def test_channels_that_come_last_are_turned_where_it_pays(channels, kernel, dtype, dotted):
+    geometry = layer_of((2, channels, 40, 41)[: 2 + len(kernel)], kernel, {})
+    assert is_dotted(geometry, "channels_last", dtype) is dotted
+    assert is_dotted(geometry, "channels_first", dtype)
+    assert way_of("weight_grad", "auto", geometry, "channels_last", dtype) == "im2col"
+
+
+def test_dots_are_for_depthwise_layers_of_long_lines():
     geometry = layer_of((2, 6, 20, 21), (3, 2), {})
     assert is_dotted(geometry)
     assert is_dotted(geometry, dtype=np.dtype(np.float16))
-    assert not is_dotted(geometry, "channels_last")
     assert not is_dotted(geometry, dtype=np.dtype(np.int64))
     assert not is_dotted(geometry, workspace=2**13)
     assert not is_dotted(ic.ConvGeometry.from_shapes((2, 6, 20, 21), (12, 1, 3, 2), groups=6))
@@ -217,12 +252,13 @@ def test_dots_are_for_depthwise_layers_whose_channels_come_first():
         assert is_dotted(sparse) is dotted
 
 
+@layouts
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64])
-def test_tiles_take_the_memory_that_is_counted(dtype):
+def test_tiles_take_the_memory_that_is_counted(dtype, layout):
     for x_shape, kernel, keywords in LAYERS.values():
         geometry = layer_of(x_shape, kernel, keywords)
         for workspace in (2**16, 2**18, 64 * MIB):
-            plan = plan_dots(geometry, "channels_first", np.dtype(dtype), workspace)
+            plan = plan_dots(geometry, layout, np.dtype(dtype), workspace)
             if plan is None:
                 continue
             assert 4 * plan.worker_bytes <= workspace

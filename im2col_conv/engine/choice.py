@@ -130,6 +130,8 @@ def _implicit_pays(
     if geometry.depthwise and geometry.ndim == 1:
         return False
     last = layout == "channels_last"
+    if last and each == "weight_grad" and dots.has_lines(geometry, dtype):
+        return False
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):

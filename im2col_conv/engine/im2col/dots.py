@@ -1,4 +1,4 @@
-r"""Backward to the weights of depthwise layers whose channels come first: dots of long lines.
+r"""Backward to the weights of depthwise layers: dots of long lines.
 
 The cells of a channel, padding included, are stored as one line: image after image, row after row.
 If dout is stored with as many numbers a row and an image, zeros among them for those that are no
@@ -9,8 +9,9 @@ outputs, then tap t meets at any position p the cell that is so many numbers fur
 So the columns of a channel are a view of its line, and all taps are one call of ``np.vecdot``, for
 which BLAS makes each sum. Lines are cut in pieces that stay in the first cache from tap to tap:
 anywhere, since what is no output adds nothing. With a stride, the cells of each phase have a line
-of their own. Zero times infinity would be NaN: where a sum is not finite, each tap is summed again,
-over the outputs that meet a cell.
+of their own. Channels that come last are turned, some at a time, where views of all of them
+(``depthwise``) would take longer. Zero times infinity would be NaN: where a sum is not finite, each
+tap is summed again, over the outputs that meet a cell.
 """
 
 from __future__ import annotations
@@ -35,13 +36,17 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import last, whole
 
-__all__ = ["DotsPlan", "plan_dots", "weight_grad"]
+__all__ = ["DotsPlan", "has_lines", "plan_dots", "weight_grad"]
 
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**21
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output
 CELL_COST = 30  # operations of a product while a number is read
+# Where channels come last: how many are read together, a line of the cache; which pay for it.
+CHANNELS_READ = 16
+FEW_CHANNELS, MANY_CHANNELS = 8, 64
+SOME_TAPS, MANY_TAPS, MANY_TAPS_ALONG = 8, 16, 30
 
 
 class _Line(NamedTuple):
@@ -77,7 +82,9 @@ def plan_dots(
 ) -> DotsPlan | None:
     """Draw the tiles; None where it is no such layer, or lines are mostly zeros or too long."""
     dtype = computing_type(result)
-    if not _covers(geometry, layout, dtype):
+    if not has_lines(geometry, dtype):
+        return None
+    if layout == "channels_last" and not _turning_pays(geometry, dtype):
         return None
     sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
     before, _ = zip(*geometry.padding, strict=True)
@@ -91,7 +98,8 @@ def plan_dots(
     # Of x, where a sum is not finite.
     conjugated = math.prod(geometry.size) if dtype.kind == "c" else 0
     planes = max(1, min(room // (2 * plane + conjugated), -(-geometry.N * geometry.C // shares)))
-    images = max(1, min(geometry.N, planes))
+    together = min(geometry.C, CHANNELS_READ) if layout == "channels_last" else 1
+    images = max(1, min(geometry.N, planes // together))
     channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
@@ -112,10 +120,23 @@ def plan_dots(
     )
 
 
-def _covers(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> bool:
+def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     """Say whether each channel sees itself alone, and its lines are worth storing."""
     long = max(geometry.stride) == 1 or geometry.out[-1] >= SHORT_LINE
-    return geometry.depthwise and layout == "channels_first" and dtype.kind in "fc" and long
+    return geometry.depthwise and dtype.kind in "fc" and long
+
+
+def _turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
+    """Say whether channels that come last are sooner turned than multiplied as views.
+
+    Views of one axis are long lines; of complex numbers there are none.
+    """
+    channels, taps = geometry.C, geometry.taps
+    if geometry.ndim == 1 or dtype.kind == "c":
+        return taps >= MANY_TAPS_ALONG or dtype.kind == "c"
+    return channels < FEW_CHANNELS or taps >= (
+        MANY_TAPS if channels >= MANY_CHANNELS else SOME_TAPS
+    )
 
 
 def _line(axes: Sequence[Axis], images: int, dtype: np.dtype[Any]) -> _Line:

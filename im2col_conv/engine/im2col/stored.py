@@ -85,5 +85,12 @@ def store(
     lines = scratch.array(name, (len(cells), numbers), dtype)
     lines[...] = 0  # sooner than the ends of each row
     axes = lines[:, : math.prod(shape)].reshape(len(cells), *shape, copy=False)
-    copy_lines(cells, axes[last(stored)])
+    target = axes[last(stored)]
+    if (
+        cells.strides[0] < cells.strides[-1]
+    ):  # image by image, which stays in the cache to be turned
+        for image in range(cells.shape[1]):
+            target[:, image] = cells[:, image]
+    else:
+        copy_lines(cells, target)
     return lines
