@@ -20,7 +20,7 @@ import im2col_conv as ic
 from im2col_conv import reference
 from im2col_conv.engine import pool, processors
 from im2col_conv.engine import workers as engine_workers
-from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArithmetic
+from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArithmetic, add_to_rows
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
@@ -316,6 +316,18 @@ def test_buffers_wait_for_the_next_call_and_are_given_back():
         waiting = sum(scratch.nbytes for scratch in engine_workers._kept)
         assert 0 < waiting <= min(engine_workers.KEPT_BYTES, 16 * MIB)
     assert not engine_workers._kept
+
+
+@pytest.mark.parametrize("filters", [1, 3, 31, 32, 700, 2000])
+@pytest.mark.parametrize("lines", [1, 5, 409])
+@pytest.mark.parametrize("part", [np.s_[:], np.s_[:, ::2]], ids=["whole", "with gaps"])
+def test_a_bias_is_added_to_each_row(filters, lines, part):
+    rng = np.random.default_rng(filters)
+    rows, b = rng.integers(-9, 10, (3, lines, filters)), rng.integers(-9, 10, filters)
+    wanted = rows.copy()
+    wanted[part] += b
+    add_to_rows(rows[part], b)
+    np.testing.assert_array_equal(rows, wanted)
 
 
 def test_buffers_of_an_earlier_call_make_room_before_others_are_made():

@@ -19,11 +19,12 @@ import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
 
-__all__ = ["SMALL_PRODUCT", "Arithmetic", "arithmetic_for", "is_finite"]
+__all__ = ["SMALL_PRODUCT", "Arithmetic", "add_to_rows", "arithmetic_for", "is_finite"]
 
 # Measured: docs/ideas.md.
 SMALL_PRODUCT = 10**6  # m n k up to which OpenBLAS multiplies without packing its operands
 LEAST_PIECE, LONGEST_PIECE = 256, 1024
+SHORT_ROW, LINE = 32, 1024  # numbers of a row, and of many that are added to at once
 
 LIMB = 22
 EXACT = 53  # float64 holds every integer of so many bits
@@ -178,6 +179,23 @@ def _limb(array: Array, index: int) -> Array:
         return array.astype(np.float64)
     shifted = array.astype(np.int64) >> (LIMB * index)
     return (shifted if index == last else shifted & (2**LIMB - 1)).astype(np.float64)
+
+
+def add_to_rows(rows: Array, b: Array) -> None:
+    """Add ``b`` to each of the ``rows[..., f]``.
+
+    NumPy adds row by row, which takes ten times as long where rows have but few numbers. So if they
+    follow one another in memory, many are given to it as one.
+    """
+    if len(b) >= SHORT_ROW or not rows.flags.c_contiguous:
+        rows += b
+        return
+    together = LINE // len(b)
+    each = rows.reshape(-1, len(b))
+    whole = len(each) // together * together
+    lines = each[:whole].reshape(-1, together * len(b))
+    lines += np.tile(b, together)
+    each[whole:] += b
 
 
 def is_finite(memory: Array) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.arithmetic import Arithmetic, add_to_rows, arithmetic_for
 from im2col_conv.engine.im2col import depthwise, toeplitz
 from im2col_conv.engine.im2col.columns import (
     Columns,
@@ -122,8 +122,16 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         cols = cut_by_image(cols, product.shape[1])
         arithmetic.matmul(W[groups, None, :, :terms], cols, product)
         if bias is not None and terms == K:
-            product += bias[groups, None]
+            _add_bias(product, bias[groups, None])
         if not in_place:
             part[...] = product.reshape(part.shape)
 
     return Work(fill)
+
+
+def _add_bias(product: Array, bias: Array) -> None:
+    """Add ``bias[g, 1, f, 1]`` to ``product[g, m, f, L]``, by its rows if filters are innermost."""
+    if len(product) == 1 and product.strides[-2] < product.strides[-1]:
+        add_to_rows(product[0].swapaxes(-2, -1), bias.reshape(-1))
+    else:
+        product += bias

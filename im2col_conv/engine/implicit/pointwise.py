@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.arithmetic import add_to_rows
 from im2col_conv.engine.copies import as_matrix, copy_lines, lies, shadow
 from im2col_conv.engine.implicit.moves import (
     last_to,
@@ -50,6 +51,7 @@ __all__ = ["Pointwise", "is_pointwise"]
 BLOCK = 64  # channels of a result in one product
 ROWS, DEPTH = 96, 128  # positions that are rows of a product, and the most that it sums over
 LINE, LINE_DEPTH = 192, 64  # the same of positions that are columns: each row is on another page
+FEW_FILTERS = 16  # of rows that are filters, to which the bias is sooner added than multiplied
 FEW_WEIGHTS = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
 
@@ -275,8 +277,12 @@ def _multiply(
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)
-    products = _weighted(given, result, (block, row, W.shape[-1]), turned, bias is not None)
+    few = result.inner and result.channels < FEW_FILTERS
+    biased = bias is not None and not few
+    products = _weighted(given, result, (block, row, W.shape[-1]), turned, biased)
     blas.run(products, a, b, target, bias)
+    if bias is not None and few:
+        add_to_rows(target.transpose(1, 2, 0), bias)
 
 
 @lru_cache(maxsize=KEPT)
