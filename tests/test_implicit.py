@@ -834,7 +834,8 @@ def test_auto_makes_dw_of_planes_by_dots_or_bands(kernel, x_shape, bands):
     [
         ((64, 1, 28, 30), (24, 1, 5, 5), True, True),
         ((64, 1, 28, 30), (25, 1, 5, 5), True, False),  # of many filters, rows are short
-        ((64, 7, 28, 30), (24, 7, 3, 3), True, True),
+        ((64, 4, 28, 30), (24, 4, 4, 4), True, True),
+        ((64, 7, 28, 30), (24, 7, 3, 3), True, False),  # laid line under line
         ((64, 8, 28, 30), (24, 8, 3, 3), False, False),  # windows of 72 numbers
         ((90, 2, 28, 30), (1, 2, 5, 5), False, False),  # one filter
         # outputs of all images in one product, 25,600 bytes apart, and what differs in one thing

@@ -24,7 +24,8 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
-from im2col_conv.engine.implicit.plan import ImplicitPlan, arrangement_for
+from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.plan import ImplicitPlan, Made, arrangement_for
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SET_BYTES
@@ -202,7 +203,8 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     filters = geometry.F // geometry.groups
     many = last and filters > MOST_FILTERS and not _outputs_collide(geometry, dtype)
-    shallow = filters > 1 and not many and _window(geometry, geometry.C) <= SHALLOW
+    laid = last and _is_laid(each, geometry)
+    shallow = filters > 1 and not (many or laid) and _window(geometry, geometry.C) <= SHALLOW
     strided = max(geometry.stride) > 1
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
     apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
@@ -211,6 +213,12 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     once = apart and wide and (not last or few or (again and geometry.taps == 1))
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
     return shallow or once or (again and large)
+
+
+def _is_laid(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether few channels that come last are laid line under line, for y or dw."""
+    made: Made = "y" if each == "forward" else "dout.T"
+    return isinstance(arrangement_for(geometry, "channels_last", made), ChannelsOuter)
 
 
 def _window(geometry: ConvGeometry, channels: int) -> int:

@@ -28,6 +28,7 @@ from im2col_conv.lowering import Slices
 
 __all__ = [
     "ImplicitPlan",
+    "Made",
     "Step",
     "arrangement_for",
     "channels_in_groups",
