@@ -310,9 +310,12 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
         ((8, 60, 20, 15), (3, 5), (2, 1), {"weight_grad"}),
         ((8, 60, 61, 63), (3, 5), (2, 1), {"forward", "weight_grad"}),
         ((8, 60, 61, 64), (3, 5), (1, 2), {"forward", "weight_grad", "input_grad"}),
-        ((8, 60, 61, 64), (5, 5), (2, 1), {"forward", "weight_grad"}),
+        ((8, 60, 61, 64), (5, 5), (2, 1), {"forward"}),
+        ((7, 60, 61, 64), (5, 5), (2, 1), {"forward", "weight_grad"}),
+        ((8, 60, 61, 7), (5, 5), (2, 1), {"weight_grad"}),
         ((8, 60, 61, 63), (4, 4), (2, 1), {"weight_grad"}),
-        ((8, 60, 61, 64), (2, 13), (2, 1), {"weight_grad"}),
+        ((8, 60, 61, 64), (2, 13), (2, 1), set()),
+        ((8, 60, 61, 64), (1, 19), (2, 1), {"forward", "weight_grad"}),
     ],
 )
 def test_auto_takes_views_of_few_taps_and_bands_of_many_but_dots_for_dw(

@@ -826,7 +826,8 @@ def test_auto_makes_dw_of_planes_by_dots_or_bands(kernel, x_shape, bands):
     for each in ("forward", "input_grad"):
         assert pays_in(each, geometry, "channels_first", library)
     for each in PASSES:  # too many taps for views
-        assert pays_in(each, geometry, "channels_last", library) is (each != "weight_grad")
+        dotted = each == "weight_grad" and x_shape[0] < 8
+        assert pays_in(each, geometry, "channels_last", library) is not dotted
 
 
 @pytest.mark.parametrize(
