@@ -67,8 +67,9 @@ LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
 MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow kernels: always
-# Two axes of kernel, images and channels that come last, for bands to make dw sooner than dots.
-LEAST_TAPS_BANDED, LEAST_IMAGES_BANDED, LEAST_PLANES = 20, 8, 8
+# Of channels that come last, for bands to make dw sooner than dots: outputs of a line, or images,
+# for less than so many taps or more; channels.
+LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS, LEAST_PLANES = 60, (16, 8), 20, 8
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
@@ -134,7 +135,9 @@ def _implicit_pays(
         return False
     last = layout == "channels_last"
     if last and each == "weight_grad" and dots.has_lines(geometry, dtype):
-        return _bands_beat_dots(geometry)
+        turned = dots.turning_pays(geometry, dtype)  # else views pay
+        if not (turned and _bands_beat_dots(geometry)):
+            return False
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):
@@ -187,9 +190,10 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, kernel: str) -> 
 
 
 def _bands_beat_dots(geometry: ConvGeometry) -> bool:
-    """Say whether dw of channels that come last is sooner made by bands than by dots or views."""
-    large = geometry.ndim == 2 and geometry.taps >= LEAST_TAPS_BANDED
-    return large and geometry.N >= LEAST_IMAGES_BANDED and geometry.C >= LEAST_PLANES
+    """Say whether dw of turned channels, which come last, is sooner made by bands than by dots."""
+    many = geometry.N >= LEAST_IMAGES_BANDED[geometry.taps >= MANY_TAPS]
+    large = many or geometry.out[-1] >= LEAST_LINE_BANDED
+    return geometry.ndim == 2 and large and geometry.C >= LEAST_PLANES
 
 
 def _groups_pay(geometry: ConvGeometry, *, scatters: bool) -> bool:

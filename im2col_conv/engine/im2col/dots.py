@@ -36,7 +36,7 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import last, whole
 
-__all__ = ["DotsPlan", "has_lines", "plan_dots", "weight_grad"]
+__all__ = ["DotsPlan", "has_lines", "plan_dots", "turning_pays", "weight_grad"]
 
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**21
@@ -84,7 +84,7 @@ def plan_dots(
     dtype = computing_type(result)
     if not has_lines(geometry, dtype):
         return None
-    if layout == "channels_last" and not _turning_pays(geometry, dtype):
+    if layout == "channels_last" and not turning_pays(geometry, dtype):
         return None
     sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
     before, _ = zip(*geometry.padding, strict=True)
@@ -126,7 +126,7 @@ def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     return geometry.depthwise and dtype.kind in "fc" and long
 
 
-def _turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
+def turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     """Say whether channels that come last are sooner turned than multiplied as views.
 
     Views of one axis are long lines; of complex numbers there are none.
