@@ -191,9 +191,9 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, kernel: str) -> 
 
 def _bands_beat_dots(geometry: ConvGeometry) -> bool:
     """Say whether dw of turned channels, which come last, is sooner made by bands than by dots."""
-    many = geometry.N >= LEAST_IMAGES_BANDED[geometry.taps >= MANY_TAPS]
-    large = many or geometry.out[-1] >= LEAST_LINE_BANDED
-    return geometry.ndim == 2 and large and geometry.C >= LEAST_PLANES
+    images, line = geometry.N, geometry.out[-1]
+    many = images >= LEAST_IMAGES_BANDED[geometry.taps >= MANY_TAPS]
+    return geometry.ndim == 2 and geometry.C >= LEAST_PLANES and (many or line >= LEAST_LINE_BANDED)
 
 
 def _groups_pay(geometry: ConvGeometry, *, scatters: bool) -> bool:
