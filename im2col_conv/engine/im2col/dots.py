@@ -127,16 +127,14 @@ def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
 
 
 def turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
-    """Say whether channels that come last are sooner turned than multiplied as views.
-
-    Views of one axis are long lines; of complex numbers there are none.
-    """
+    """Say whether channels that come last are sooner turned than multiplied as views."""
     channels, taps = geometry.C, geometry.taps
-    if geometry.ndim == 1 or dtype.kind == "c":
-        return taps >= MANY_TAPS_ALONG or dtype.kind == "c"
-    return channels < FEW_CHANNELS or taps >= (
-        MANY_TAPS if channels >= MANY_CHANNELS else SOME_TAPS
-    )
+    if dtype.kind == "c":  # of which there are no views
+        return True
+    if geometry.ndim == 1:  # whose views are long lines
+        return taps >= MANY_TAPS_ALONG
+    least = MANY_TAPS if channels >= MANY_CHANNELS else SOME_TAPS
+    return channels < FEW_CHANNELS or taps >= least
 
 
 def _line(axes: Sequence[Axis], images: int, dtype: np.dtype[Any]) -> _Line:

@@ -86,9 +86,7 @@ def store(
     lines[...] = 0  # sooner than the ends of each row
     axes = lines[:, : math.prod(shape)].reshape(len(cells), *shape, copy=False)
     target = axes[last(stored)]
-    if (
-        cells.strides[0] < cells.strides[-1]
-    ):  # image by image, which stays in the cache to be turned
+    if cells.strides[0] < cells.strides[-1]:  # turned image by image, each of which the caches hold
         for image in range(cells.shape[1]):
             target[:, image] = cells[:, image]
     else:
