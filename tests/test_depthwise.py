@@ -308,6 +308,7 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
         ((16, 60, 63, 15), (3, 5), 1, set()),
         ((15, 60, 64, 15), (3, 5), 1, set()),  # lines of 60
         ((16, 60, 64, 7), (3, 5), 1, {"weight_grad"}),
+        ((16, 60, 64, 16), (1, 7), 1, {"forward", "weight_grad", "input_grad"}),  # views of it
         ((8, 60, 61, 16), (4, 4), 1, {"weight_grad"}),
         ((8, 60, 61, 16), (3, 5), (2, 1), {"forward", "weight_grad"}),
         ((8, 60, 19, 15), (3, 5), (2, 1), set()),  # lines of less than 16

@@ -1095,6 +1095,7 @@ def test_few_channels_that_lie_innermost_are_laid_line_under_line(
         lie = arrangement_for(geometry, "channels_last", made)
         assert isinstance(lie, ChannelsOuter) is laid
         if laid and made == "y":  # its rows are there already
+            assert lie.interleaved is (line < 20 and images >= 8)
             assert lie.by_rows is not lie.interleaved
     along = ic.ConvGeometry.from_shapes((1, 20, 99), (9, 20, 3))
     assert not isinstance(arrangement_for(along, "channels_last", "y"), ChannelsOuter)
