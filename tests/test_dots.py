@@ -233,6 +233,8 @@ def test_channels_that_come_last_are_turned_where_it_pays(channels, kernel, dtyp
     assert is_dotted(geometry, "channels_last", dtype) is dotted
     assert is_dotted(geometry, "channels_first", dtype)
     assert way_of("weight_grad", "auto", geometry, "channels_last", dtype) == "im2col"
+    many = layer_of((16, 9, 9, 8, 60), (2, 2, 2), {})  # bands are for two axes
+    assert way_of("weight_grad", "auto", many, "channels_last", SINGLE) == "im2col"
 
 
 def test_dots_are_for_depthwise_layers_of_long_lines():
