@@ -69,7 +69,7 @@ LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5,
 MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow kernels: always
 # Of channels that come last, for bands to make dw sooner than dots: outputs of a line, or images,
 # for less than so many taps or more; channels.
-LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS, LEAST_PLANES = 60, (16, 8), 20, 8
+LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS_BANDED, LEAST_PLANES = 60, (16, 8), 20, 8
 SHALLOW = 64  # numbers that a result is the sum of
 FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
@@ -192,7 +192,7 @@ def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, kernel: str) -> 
 def _bands_beat_dots(geometry: ConvGeometry) -> bool:
     """Say whether dw of turned channels, which come last, is sooner made by bands than by dots."""
     images, line = geometry.N, geometry.out[-1]
-    many = images >= LEAST_IMAGES_BANDED[geometry.taps >= MANY_TAPS]
+    many = images >= LEAST_IMAGES_BANDED[geometry.taps >= MANY_TAPS_BANDED]
     return geometry.ndim == 2 and geometry.C >= LEAST_PLANES and (many or line >= LEAST_LINE_BANDED)
 
 
