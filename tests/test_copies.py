@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from im2col_conv.arrays import address
 from im2col_conv.engine.copies import copies_for, copy_lines
 from im2col_conv.engine.implicit.moves import move, move_images, move_matrix
 from im2col_conv.engine.openblas import private_blas, why_not
@@ -40,6 +41,27 @@ def test_a_copy_fills_its_target_and_nothing_else(source_order, target_order, sh
     np.testing.assert_array_equal(target, source)
     target[...] = -1
     assert (room == -1).all()
+
+
+NUMBERS = np.arange(60.0).reshape(3, 4, 5)
+READ_ONLY = NUMBERS.copy()
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        NUMBERS,
+        NUMBERS[1:, ::2, 3:],
+        NUMBERS[::-1, :, 1],
+        NUMBERS[:, 2:2],
+        NUMBERS[1, 2, 3:4].reshape(()),
+        READ_ONLY[1:],
+    ],
+    ids=["whole", "with gaps", "backwards", "empty", "one number", "read-only"],
+)
+def test_the_address_of_an_array_is_that_of_its_first_number(array):
+    assert address(array) == array.ctypes.data
 
 
 def test_lines_of_other_types_are_converted():
