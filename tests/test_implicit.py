@@ -542,7 +542,7 @@ def test_many_workers_make_each_block_of_weights_once():
 
     def ask():
         meet.wait()
-        found.append(weights.part(private_blas(), Scratch(), 1, slice(1, 5)).copy())
+        found.append(weights.part(private_blas(), Scratch(), slice(1, 2), slice(1, 5)).copy())
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -567,8 +567,8 @@ def test_a_block_that_failed_is_made_again():
 
     weights = Blockwise(memory, make)
     with pytest.raises(MemoryError):
-        weights.part(private_blas(), Scratch(), 0, slice(0, 1))
-    assert weights.part(private_blas(), Scratch(), 0, slice(0, 1))[0] == 7
+        weights.part(private_blas(), Scratch(), slice(0, 1), slice(0, 1))
+    assert weights.part(private_blas(), Scratch(), slice(0, 1), slice(0, 1))[0] == 7
 
 
 @needs_blas

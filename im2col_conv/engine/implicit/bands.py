@@ -88,6 +88,7 @@ class Bands:
     tile_bytes: ClassVar[int] = 2**22
     cell_cost: ClassVar[int] = 30
     chunks_first: ClassVar[bool] = False
+    joins_groups: ClassVar[bool] = False
 
     interleaved: bool
     turned: bool

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group
+from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -43,14 +43,14 @@ def plan_forward(
     _, _, F = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, available, shares)
-    _, n, *box, part = tiling.step
+    groups, n, *box, part = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
     filters = min(part * arrangement.chunk(F), F)
-    numbers = tile_numbers(geometry, arrangement, "y", filters, n, cells, outs)
+    numbers = tile_numbers(geometry, arrangement, "y", groups, filters, n, cells, outs)
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=worker_bytes(geometry, numbers, n, tuple(box), dtype),
+        worker_bytes=worker_bytes(geometry, numbers, groups * n, outs, dtype),
         shared_bytes=shared,
         work=work_of(geometry, arrangement),
         geometry=geometry,
@@ -71,13 +71,13 @@ def forward(
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     geometry, arrangement = plan.geometry, plan.arrangement
     G, _, F = channels_in_groups(geometry, arrangement)
-    x, y = by_group(x, G), by_group(y, G)
+    x, y = x.swapaxes(0, 1), y.swapaxes(0, 1)
 
     def arranged(w: Array, room: Room) -> Arranged:
         return arrangement.forward_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, room)
 
     W = weights.form(("forward", arrangement, G, plan.dtype), arranged, shared.array)
-    bias = None if b is None else b.reshape(G, F).astype(plan.dtype)
+    bias = None if b is None else b.astype(plan.dtype)
 
     def draw(index: int) -> Step:
         groups, images, *box, part = plan.tiling[index]
@@ -87,10 +87,10 @@ def forward(
     def fill(index: int, scratch: Scratch) -> None:
         step = plan.step(index, lambda: draw(index))
         target = y[step.made]
-        w_part = W.part(blas, scratch, step.group, step.part)
+        w_part = W.part(blas, scratch, step.groups, step.part)
         lines = loaded(plan, blas, scratch, "x", x, step)
         sums = arrangement.room(scratch, "y", target, step.tile, plan.dtype)
-        b_part = None if bias is None else bias[step.group, step.channels]
+        b_part = None if bias is None else bias[step.made[0]]
         arrangement.forward(blas, step.tile, lines, w_part, sums, b_part)
         arrangement.store(blas, scratch, "y", sums, target, step.tile, None)
 

@@ -73,6 +73,7 @@ class ChannelsInner:
     tile_bytes: ClassVar[int] = 5 * 2**18
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = True
+    joins_groups: ClassVar[bool] = False
 
     interleaved: bool
     planes: bool

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group
+from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import most_outputs, outputs_touching
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -47,14 +47,14 @@ def plan_input_grad(
     _, C, _ = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.size, "dx", dtype, available, shares)
-    _, n, *cells, part = tiling.step
+    groups, n, *cells, part = tiling.step
     outs = most_outputs(geometry, tuple(cells))
     channels = min(part * arrangement.chunk(C), C)
-    numbers = tile_numbers(geometry, arrangement, "dx", channels, n, tuple(cells), outs)
+    numbers = tile_numbers(geometry, arrangement, "dx", groups, channels, n, tuple(cells), outs)
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=worker_bytes(geometry, numbers, n, outs, dtype),
+        worker_bytes=worker_bytes(geometry, numbers, groups * n, outs, dtype),
         shared_bytes=shared,
         work=work_of(geometry, arrangement),
         geometry=geometry,
@@ -74,14 +74,14 @@ def input_grad(
 ) -> Work:
     """Return what fills ``dx`` with col2im(W.T @ dout), plus ``b`` (C,) in a transposed pass."""
     geometry, arrangement = plan.geometry, plan.arrangement
-    G, C, F = channels_in_groups(geometry, arrangement)
-    dx, dout = by_group(dx, G), by_group(dout, G)
+    G, _, F = channels_in_groups(geometry, arrangement)
+    dx, dout = dx.swapaxes(0, 1), dout.swapaxes(0, 1)
 
     def arranged(w: Array, room: Room) -> Arranged:
         return arrangement.input_grad_weights(w.reshape(G, F, *w.shape[1:]), plan.dtype, room)
 
     W = weights.form(("input_grad", arrangement, G, plan.dtype), arranged, shared.array)
-    bias = None if b is None else b.reshape(G, C).astype(plan.dtype)
+    bias = None if b is None else b.astype(plan.dtype)
 
     def draw(index: int) -> Step:
         groups, images, *cells, part = plan.tiling[index]
@@ -91,11 +91,11 @@ def input_grad(
     def fill(index: int, scratch: Scratch) -> None:
         step = plan.step(index, lambda: draw(index))
         target = dx[step.made]
-        w_part = W.part(blas, scratch, step.group, step.part)
+        w_part = W.part(blas, scratch, step.groups, step.part)
         lines = loaded(plan, blas, scratch, "dout", dout, step)
         sums = arrangement.room(scratch, "dx", target, step.tile, plan.dtype)
         arrangement.input_grad(blas, step.tile, lines, w_part, sums)
-        b_part = None if bias is None else bias[step.group, step.channels]
+        b_part = None if bias is None else bias[step.made[0]]
         arrangement.store(blas, scratch, "dx", sums, target, step.tile, b_part)
 
     return Work(fill)

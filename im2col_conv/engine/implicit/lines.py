@@ -10,14 +10,17 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.moves import last_to, move, move_images
 from im2col_conv.engine.implicit.pairs import Axis, places_of
-from im2col_conv.engine.implicit.tile import Shape, row_of
+from im2col_conv.engine.implicit.tile import Shape, Tile, row_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
 __all__ = [
     "BLOCK",
     "OUTPUTS",
+    "axes_outside",
     "blocks",
+    "group_of",
+    "grouped",
     "images_inner",
     "lines_at",
     "load_outputs",
@@ -34,6 +37,25 @@ __all__ = [
 BLOCK = 64  # filters, or positions, of one product
 OUTPUTS = ("y", "dout", "dout.T")
 ALIASED = 4096  # bytes from row to row that put all rows in the same few sets of the cache
+
+
+def grouped(image: Array, groups: int) -> Array:
+    """Return ``image[g c, n, *cells]`` as a view [c, n, g, *cells]; without g if it is one group.
+
+    So groups are one more axis of a tile, along which outputs meet the cells of their own alone.
+    """
+    if groups == 1:
+        return image
+    by_group = image.reshape(groups, len(image) // groups, *image.shape[1:])
+    return by_group.transpose(1, 2, 0, *range(3, by_group.ndim))
+
+
+def axes_outside(tile: Tile, together: int) -> tuple[Axis, Axis]:
+    """Return the axes of a tile's images, of which so many lie ``together``, and of its groups."""
+    images, groups = (
+        Axis(many, many, 0, 1, 1, 1) for many in (tile.images // together, tile.groups)
+    )
+    return images, groups
 
 
 def output_numbers(name: str, interleaved: bool, f: int, n: int, outs: Shape) -> int:
@@ -148,12 +170,21 @@ def steps(memory: Array) -> Shape:
 
 
 def lines_at(out: Array, axes: tuple[Axis, ...], apart: Shape) -> Array:
-    """Return where lines of outputs begin, of which axis i is ``apart[1 + i]`` numbers apart."""
-    at = places_of(out, [axis.outs for axis in axes])
+    """Return where lines of outputs begin among those of a filter; axis 1 is that of groups.
+
+    Axis 0 is ``apart[1]`` numbers apart, the axes after that of groups ``apart[2:]``.
+    """
+    (image, _, *outer), steps = places_of(out, [axis.outs for axis in axes]), apart[1:]
     begin: Array = sum(
-        (index * step for index, step in zip(at, apart[1:], strict=True)), np.zeros_like(out)
+        (index * step for index, step in zip((image, *outer), steps, strict=True)),
+        np.zeros_like(out),
     )
     return begin
+
+
+def group_of(out: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return the group of each line of outputs."""
+    return places_of(out, [axis.outs for axis in axes])[1]
 
 
 def blocks(filters: int, axes: int) -> tuple[Array, Array]:

@@ -30,7 +30,10 @@ from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
     OUTPUTS,
+    axes_outside,
     blocks,
+    group_of,
+    grouped,
     lines_at,
     load_outputs,
     output_numbers,
@@ -42,7 +45,7 @@ from im2col_conv.engine.implicit.lines import (
     store_rows,
 )
 from im2col_conv.engine.implicit.moves import move_images
-from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of
+from im2col_conv.engine.implicit.pairs import leaders_first, pairs_of
 from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
@@ -68,6 +71,7 @@ class ChannelsOuter:
     tile_bytes: ClassVar[int] = 2**22
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
+    joins_groups: ClassVar[bool] = True
 
     interleaved: bool
     by_rows: bool
@@ -99,6 +103,7 @@ class ChannelsOuter:
     ) -> Array:
         if name in OUTPUTS:
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
+        image = grouped(image, tile.groups)
         memory = scratch.array(name, self._order(image.shape), dtype)
         view = self._view(memory, image.shape)
         if self.interleaved:
@@ -114,7 +119,7 @@ class ChannelsOuter:
             return room_for_rows(scratch, name, image, dtype)
         if name in OUTPUTS:
             return room_for_outputs(scratch, name, self.interleaved, image, dtype)
-        return scratch.array(name, self._order(image.shape), dtype)
+        return scratch.array(name, self._order(grouped(image, tile.groups).shape), dtype)
 
     def store(
         self,
@@ -132,8 +137,9 @@ class ChannelsOuter:
         if name in OUTPUTS:
             store_outputs(blas, self.interleaved, memory, image)
             return
+        image = grouped(image, tile.groups)
         if b is not None:
-            memory += b[:, None]
+            memory += b.reshape(tile.groups, *[1] * (len(tile.axes) - 1), tile.C, 1)
         view = self._view(memory, image.shape)
         if self.interleaved:
             move_images(blas, view, image)
@@ -157,8 +163,8 @@ class ChannelsOuter:
         return (g, 1, last, math.prod(outer), C, F)
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        F, C, *_, last = dw.shape
-        dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 1, 0)
+        g, last, outer, C, F = sums.shape
+        dw.reshape(g, F, C, outer, last)[...] = sums.transpose(0, 4, 3, 2, 1)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
@@ -211,18 +217,20 @@ class _Lines:
         last = tile.axes[-1]
         self._tile = tile
         self._together = together = tile.images if interleaved else 1
-        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
+        outside = axes_outside(tile, together)
         depth = tile.C * tile.axes[-2].kernel if len(tile.axes) > 1 else tile.C
         longest = SMALL_PRODUCT // (depth * min(tile.F, BLOCK) * together)
-        axes = (images, *tile.axes)
+        axes = (*outside, *tile.axes)
         pairs = pairs_of(axes, max(longest, 1), run=tile.taps)
         led = leaders_first(axes, pairs, "outs") if fresh else None
         self._pairs, self.leads = led or (pairs, np.zeros(len(pairs.out), bool))
         pairs = self._pairs
         self.length = pairs.length * together
         self.depth = pairs.taps * tile.C
-        self._outer = (images, *tile.axes[:-1])
+        self._outer = axes[:-1]
+        self._group = group_of(pairs.out, self._outer)
         self._outer_taps = tile.taps // last.kernel
+        self._last_tap = self._group * last.kernel + pairs.last_tap
 
     def x(self) -> Operand:
         """Return the cells of each pair: a row for each tap and channel."""
@@ -233,23 +241,28 @@ class _Lines:
     def y(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each pair: a row for each filter from ``f``."""
         lines = lines_at(self._pairs.out, self._outer, apart)
-        return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
+        first = lines + self.filters(f) * apart[0]
+        return Operand(first + self._pairs.at * self._together, apart[0])
 
     def y_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each pair: a row for each of them, columns from ``f``."""
         lines = lines_at(self._pairs.out, self._outer, apart)
-        return Operand(lines + self._pairs.at * apart[0] + f, apart[0])
+        return Operand(lines + self._pairs.at * apart[0] + self.filters(f), apart[0])
+
+    def filters(self, f: Array) -> Array:
+        """Return filter ``f`` of each pair's group, as counted through all groups."""
+        return self._group * self._tile.F + f
 
     def weights(self, f: Array) -> Operand:
-        """Return each pair's matrix in weights (last taps, F, other taps, C)."""
+        """Return each pair's matrix in weights (g, last taps, F, other taps, C)."""
         row = self._outer_taps * self._tile.C
-        first = (self._pairs.last_tap * self._tile.F + f) * row
+        first = (self._last_tap * self._tile.F + f) * row
         return Operand(first + self._pairs.tap * self._tile.C, row)
 
     def weight_columns(self, f: Array) -> Operand:
-        """Return each pair's matrix in weights or their sums (last taps, other taps, C, F)."""
+        """Return each pair's matrix in weights or their sums (g, last taps, other taps, C, F)."""
         F, C = self._tile.F, self._tile.C
-        lines = (self._pairs.last_tap * self._outer_taps + self._pairs.tap) * C
+        lines = (self._last_tap * self._outer_taps + self._pairs.tap) * C
         return Operand(lines * F + f, F)
 
 
@@ -267,7 +280,7 @@ def _forward_by_rows(tile: Tile, apart: Shape, biased: bool) -> Products:
     L, K = lines.length, lines.depth
     # y rows (L, F) += x lines.T (L, rC) @ W_t.T (rC, F)
     x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
-    b = Bias(f, by_rows=False) if biased else None
+    b = Bias(lines.filters(f), by_rows=False) if biased else None
     return Products(L, F, K, x, W, y, transposed="a", fresh=lines.leads, bias=b)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "channels_in_groups",
     "channels_of",
     "loaded",
+    "of_all",
     "shares_of",
     "step_of",
     "tile_numbers",
@@ -84,8 +85,8 @@ class ImplicitPlan(Plan):
 
     @property
     def tile_shape(self) -> Shape:
-        _, images, *positions, _ = self.tiling.step
-        return (images, 1, *positions)
+        groups, images, *positions, _ = self.tiling.step
+        return (images, groups, *positions)
 
     def step(self, key: Hashable, draw: Callable[[], Step]) -> Step:
         """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
@@ -98,14 +99,13 @@ class ImplicitPlan(Plan):
 
 
 class Step(NamedTuple):
-    """A tile of a task: which channels of which group's results it makes, and from what.
+    """A tile of a task: which chunks of which groups' weights it takes, what it reads and makes.
 
-    ``seen`` and ``made`` are indices of arrays [g, c, n, *cells]; ``part`` are chunks of weights.
+    ``seen`` and ``made`` are indices of arrays [c, n, *cells], with the channels of all groups.
     """
 
-    group: int
+    groups: slice
     part: slice
-    channels: slice
     seen: tuple[Any, ...]
     made: tuple[Any, ...]
     tile: Tile
@@ -122,14 +122,20 @@ def step_of(
 ) -> Step:
     """Return the step in which outputs ``box`` meet ``cells``, for chunks of the channels made."""
     _, C, F = channels_in_groups(plan.geometry, plan.arrangement)
-    g, channels = groups.start, C if made == "dx" else F
+    channels = C if made == "dx" else F
     own = channels_of(part, plan.arrangement.chunk(channels), channels)
     others = plan.arrangement.partners(own)
     c, f = (own, others) if made == "dx" else (others, own)
-    lengths = (len(range(size)[p]) for size, p in ((plan.geometry.N, images), (C, c), (F, f)))
-    tile = Tile(axes_between(plan.geometry, box, cells), *lengths)
-    x, y = (g, c, images, *cells), (g, f, images, *box)
-    return Step(g, part, own, y, x, tile) if made == "dx" else Step(g, part, own, x, y, tile)
+    parts = ((plan.geometry.N, images), (C, c), (F, f), (groups.stop, groups))
+    tile = Tile(axes_between(plan.geometry, box, cells), *(len(range(n)[p]) for n, p in parts))
+    x, y = (of_all(groups, c, C), images, *cells), (of_all(groups, f, F), images, *box)
+    return Step(groups, part, y, x, tile) if made == "dx" else Step(groups, part, x, y, tile)
+
+
+def of_all(groups: slice, channels: slice, each: int) -> slice:
+    """Return channels of some groups, ``each`` of which has so many, as counted through all."""
+    start, stop, _ = channels.indices(each)
+    return slice(groups.start * each + start, (groups.stop - 1) * each + stop)
 
 
 def loaded(
@@ -256,7 +262,11 @@ def tiles_of(
         chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
         if chunk == 1:
             break
-    return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))
+    joined = 1
+    if arrangement.joins_groups and tiling.boxes == 1:
+        most = min(units // max(tiling.cells, 1), groups // shares)
+        joined = cut_evenly((groups,), max(most, 1), min(shares, EVEN)).step[0]
+    return Tiling((groups, *tiling.extent, chunks), (joined, *tiling.step, chunk))
 
 
 def _units(
@@ -270,7 +280,9 @@ def _units(
 ) -> int:
     """Return how many positions of a tile the cache holds, where it makes so many channels."""
     many = 64  # images, for any number: one alone would count spare numbers as well
-    numbers = tile_numbers(geometry, arrangement, made, channels, many, geometry.size, geometry.out)
+    numbers = tile_numbers(
+        geometry, arrangement, made, 1, channels, many, geometry.size, geometry.out
+    )
     each = numbers / (many * math.prod(axes)) * dtype.itemsize
     return int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
 
@@ -279,18 +291,20 @@ def tile_numbers(
     geometry: ConvGeometry,
     arrangement: Arrangement,
     made: Made,
+    groups: int,
     channels: int,
     images: int,
     cells: Shape,
     outs: Shape,
 ) -> int:
-    """Return the numbers of a tile that makes so many channels, or reads them of dout for dw."""
+    """Return the numbers of a tile that makes so many channels a group, or reads them for dw."""
     _, C, F = channels_in_groups(geometry, arrangement)
     if isinstance(arrangement, Bands):
         C = F = channels  # each plane from one
-    image, other = ("dx", ("dout", F)) if made == "dx" else (made, ("x", C))
-    return arrangement.numbers(image, channels, images, cells, outs) + arrangement.numbers(
-        *other, images, cells, outs
+    image, other, others = ("dx", "dout", F) if made == "dx" else (made, "x", C)
+    return sum(
+        arrangement.numbers(name, groups * c, images, cells, outs)
+        for name, c in ((image, channels), (other, others))
     )
 
 
@@ -322,7 +336,7 @@ def weight_bytes(geometry: ConvGeometry, arrangement: Arrangement, dtype: np.dty
 def worker_bytes(
     geometry: ConvGeometry, numbers: int, images: int, outs: Shape, dtype: np.dtype[Any]
 ) -> int:
-    """Return what a worker takes: ``numbers`` of a tile, and its list."""
+    """Return what a worker takes: ``numbers`` of a tile, and its list, ``images`` of all groups."""
     return numbers * dtype.itemsize + _list_bytes(geometry, images, outs)
 
 

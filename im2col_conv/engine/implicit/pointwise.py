@@ -75,6 +75,7 @@ class Pointwise:
     tile_bytes: ClassVar[int] = 2**22
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
+    joins_groups: ClassVar[bool] = False
 
     by_rows: bool
 

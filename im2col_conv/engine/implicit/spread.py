@@ -35,7 +35,10 @@ from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
     OUTPUTS,
+    axes_outside,
     blocks,
+    group_of,
+    grouped,
     images_inner,
     lines_at,
     load_outputs,
@@ -87,6 +90,7 @@ class Spread:
     tile_bytes: ClassVar[int] = 2**22
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = False
+    joins_groups: ClassVar[bool] = True
 
     interleaved: bool
     kernel: int
@@ -126,6 +130,7 @@ class Spread:
         if name in OUTPUTS:
             name = _where_it_is(name, len(tile.axes))
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
+        image = grouped(image, tile.groups)
         memory = self._rows(scratch, name, tile, dtype)
         rows, axis = self._by_tap(memory, tile), tile.axes[-1]
         outs = _meeting(axis)
@@ -163,11 +168,13 @@ class Spread:
         if name in OUTPUTS:
             store_outputs(blas, self.interleaved, memory, image)
             return
-        target = image
+        target = image = grouped(image, tile.groups)
         if self.interleaved:
             numbers = scratch.array("images", (image.size,), memory.dtype)
             target = images_inner(numbers, image.shape, by_rows=self.by_rows)
-        target[...] = 0 if b is None else b.reshape(-1, *[1] * (image.ndim - 1))
+        target[...] = 0
+        if b is not None:
+            target += grouped(b.reshape(-1, 1, *[1] * len(tile.axes)), tile.groups)
         rows = self._by_tap(memory, tile)
         for n in self._added_at_once(tile.images):
             for tap, outs, cells, _ in _met(tile.axes[-1]):
@@ -192,8 +199,8 @@ class Spread:
         return (g, 1, math.prod(outer), last, C, F)
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        F, C, *_, last = dw.shape
-        dw.reshape(F, C, -1, last)[...] = sums[0].transpose(3, 2, 0, 1)
+        g, outer, last, C, F = sums.shape
+        dw.reshape(g, F, C, outer, last)[...] = sums.transpose(0, 4, 3, 1, 2)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
@@ -231,8 +238,9 @@ class Spread:
 
     def _rows(self, scratch: Scratch, name: str, tile: Tile, dtype: np.dtype[Any]) -> Array:
         *outer, last = tile.axes
-        cells = tuple(axis.cells for axis in outer)
-        return scratch.array(name, self._order(tile.C, tile.images, cells, last.outs), dtype)
+        cells = [axis.cells for axis in outer]
+        lines = (tile.groups, *cells) if tile.groups > 1 else tuple(cells)
+        return scratch.array(name, self._order(tile.C, tile.images, lines, last.outs), dtype)
 
     def _windows(
         self,
@@ -351,13 +359,13 @@ class _Lines:
         *outer, last = tile.axes
         self._together = together = tile.images if interleaved else 1
         self._across = interleaved and by_rows
-        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
-        self._tile, self._outer = tile, (images, *outer)
+        self._tile, self._outer = tile, (*axes_outside(tile, together), *outer)
         self._window = last.kernel * tile.C  # rows of one line
         self._row = row_of(last.outs * together)
         taps = self._taps_of_a_run()
         runs = pairs_of((*self._outer, Axis(1, 1, 0, 1, 1, 1)), 1, run=taps)
         self._out, self._cell, self._tap = (n[:, None] for n in (runs.out, runs.cell, runs.tap))
+        self._group = group_of(self._out, self._outer)
         self.depth = (runs.taps * self._window)[:, None]
         met, first = np.unique(runs.out, return_index=True)
         covered = len(met) == math.prod(axis.outs for axis in self._outer)
@@ -379,22 +387,28 @@ class _Lines:
 
     def y(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each run: a row for each filter from ``f``."""
-        return Operand(lines_at(self._out, self._outer, apart) + f * apart[0] + self._at, apart[0])
+        lines = lines_at(self._out, self._outer, apart)
+        return Operand(lines + self.filters(f) * apart[0] + self._at, apart[0])
 
     def y_rows(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each run: a row for each of them, columns from ``f``."""
         lines = lines_at(self._out, self._outer, apart) + self._at // self._together * apart[0]
-        return Operand(lines + f, apart[1] if self._across else apart[0])
+        return Operand(lines + self.filters(f), apart[1] if self._across else apart[0])
+
+    def filters(self, f: Array) -> Array:
+        """Return filter ``f`` of each run's group, as counted through all groups."""
+        return self._group * self._tile.F + f
 
     def weights(self, f: Array) -> Operand:
-        """Return each run's matrix in weights (F, other taps, last taps, C)."""
+        """Return each run's matrix in weights (g, F, other taps, last taps, C)."""
         row = self._tile.taps * self._tile.C
-        return Operand(f * row + self._tap * self._window, row)
+        return Operand(self.filters(f) * row + self._tap * self._window, row)
 
     def weight_columns(self, f: Array) -> Operand:
-        """Return each run's matrix in weights or their sums (other taps, last taps, C, F)."""
+        """Return each run's matrix in weights or their sums (g, other taps, last taps, C, F)."""
         F = self._tile.F
-        return Operand(self._tap * self._window * F + f, F)
+        row = self._group * self._tile.taps * self._tile.C + self._tap * self._window
+        return Operand(row * F + f, F)
 
 
 class _Taps:
@@ -404,12 +418,12 @@ class _Taps:
         *outer, last = tile.axes
         self._together = together = tile.images if interleaved else 1
         self._across = interleaved and by_rows
-        images = Axis(tile.images // together, tile.images // together, 0, 1, 1, 1)
-        self._tile, self._outer = tile, (images, *outer)
+        self._tile, self._outer = tile, (*axes_outside(tile, together), *outer)
         self._row = row_of(last.outs * together)
         self._pairs = pairs = pairs_of(
             (*self._outer, last), 1 if self._across else max(last.outs, 1)
         )
+        self._group = group_of(pairs.out, self._outer)
         self.depth, self.length = tile.C, pairs.length * together
         self._tap = pairs.tap * last.kernel + pairs.last_tap
 
@@ -419,22 +433,25 @@ class _Taps:
         return Operand(first + pairs.at * self._together, self._row)
 
     def y(self, f: Array, apart: Shape) -> Operand:
-        lines = lines_at(self._pairs.out, self._outer, apart)
-        return Operand(lines + f * apart[0] + self._pairs.at * self._together, apart[0])
+        first = lines_at(self._pairs.out, self._outer, apart) + self._filters(f) * apart[0]
+        return Operand(first + self._pairs.at * self._together, apart[0])
 
     def y_rows(self, f: Array, apart: Shape) -> Operand:
         lines = lines_at(self._pairs.out, self._outer, apart) + self._pairs.at * apart[0]
-        return Operand(lines + f, apart[1] if self._across else apart[0])
+        return Operand(lines + self._filters(f), apart[1] if self._across else apart[0])
 
     def weight_columns(self, f: Array) -> Operand:
         F = self._tile.F
-        return Operand(self._tap * self._tile.C * F + f, F)
+        return Operand((self._group * self._tile.taps + self._tap) * self._tile.C * F + f, F)
+
+    def _filters(self, f: Array) -> Array:
+        return self._group * self._tile.F + f
 
 
 @lru_cache(maxsize=KEPT)
 def _forward(tile: Tile, interleaved: bool, apart: Shape, biased: bool) -> Products:
     lines, (f, F) = _Lines(tile, interleaved, by_rows=False), blocks(tile.F, 3)
-    b = Bias(f, by_rows=True) if biased else None
+    b = Bias(lines.filters(f), by_rows=True) if biased else None
     # y line (F, L) += W (F, K) @ x rows (K, L)
     W, x, y = lines.weights(f), lines.x(), lines.y(f, apart)
     return Products(F, lines.length, lines.depth, W, x, y, fresh=lines.leads, bias=b)
@@ -454,7 +471,7 @@ def _forward_by_rows(tile: Tile, interleaved: bool, apart: Shape, biased: bool) 
     L, K = lines.length, lines.depth
     # y rows (L, F) += x rows.T (L, K) @ W.T (K, F)
     x, W, y = lines.x(), lines.weight_columns(f), lines.y_rows(f, apart)
-    b = Bias(f, by_rows=False) if biased else None
+    b = Bias(lines.filters(f), by_rows=False) if biased else None
     return Products(L, F, K, x, W, y, transposed="a", fresh=lines.leads, bias=b)
 
 

@@ -33,12 +33,13 @@ SPARE = 16  # numbers of a line of the cache, or two
 
 
 class Tile(NamedTuple):
-    """All that the products of a tile follow from: how its axes meet, and its channels."""
+    """All that the products of a tile follow from: how its axes meet, and each group's channels."""
 
     axes: tuple[Axis, ...]
     images: int
     C: int
     F: int
+    groups: int = 1
 
     @property
     def taps(self) -> int:
@@ -101,7 +102,7 @@ class Arrangement(Protocol):
     """How the numbers of a tile lie in memory, and the products that follow from it.
 
     ``image[c, n, *cells]`` is a part of "x", "dx", "y" or "dout"; "dout.T" is dout as the products
-    of dw read it.
+    of dw read it. Where a tile has several groups, c runs over the channels of all.
 
     Attributes
     ----------
@@ -111,10 +112,13 @@ class Arrangement(Protocol):
         Operations that a large product does while a cell or an output is read or written.
     chunks_first : bool
         Whether work is better shared by channels than by positions.
+    joins_groups : bool
+        Whether a tile may have several groups, all channels of each.
     """
 
     tile_bytes: ClassVar[int]
     chunks_first: ClassVar[bool]
+    joins_groups: ClassVar[bool]
     cell_cost: ClassVar[int]
 
     def chunk(self, channels: int) -> int:
@@ -170,7 +174,7 @@ class Arrangement(Protocol):
         """Return the shape in which dw (g, f, c, *tap) is added up."""
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        """Fill ``dw[f, c, *tap]``, some chunks of filters of one group, from their sums."""
+        """Fill ``dw[f, c, *tap]``, some chunks of filters or some groups, from their sums."""
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None

@@ -61,6 +61,7 @@ class Unrolled:
     tile_bytes: ClassVar[int] = 2**23
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = True
+    joins_groups: ClassVar[bool] = False
 
     kernel: Shape
     stride: Shape

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array, by_group
+from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
@@ -21,6 +21,7 @@ from im2col_conv.engine.implicit.plan import (
     channels_in_groups,
     channels_of,
     loaded,
+    of_all,
     shares_of,
     step_of,
     tile_numbers,
@@ -31,6 +32,7 @@ from im2col_conv.engine.implicit.plan import (
 )
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.tile import Shape
+from im2col_conv.engine.implicit.weights import blocks_of
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import total_of
@@ -60,7 +62,7 @@ class WeightGradPlan(ImplicitPlan):
     @property
     def tile_shape(self) -> Shape:
         images, *positions = self.tiling.step
-        return (images, 1, *positions)
+        return (images, self.chunks.step[0], *positions)
 
 
 @lru_cache(maxsize=256)
@@ -82,19 +84,19 @@ def plan_weight_grad(
     # Bands: some planes a task. Else chunks copy the same cells each, unless they are used in
     # place, so sums are shared instead where it costs little to add them up.
     groups, blocks = whole.extent[0], whole.extent[-1]
-    step = whole.step[-1] if geometry.groups > G else 1
+    joined, step = whole.step[0], whole.step[-1] if geometry.groups > G else 1
     if geometry.groups == G and sum_bytes <= CHEAP_SUM and not in_place:
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
-    chunks = Tiling((groups, blocks), (1, step))
+    chunks = Tiling((groups, blocks), (joined, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
     n, *box = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
     filters = min(step * arrangement.chunk(F), F)
-    numbers = tile_numbers(geometry, arrangement, "dout.T", filters, n, cells, outs)
+    numbers = tile_numbers(geometry, arrangement, "dout.T", joined, filters, n, cells, outs)
     # A sum that is the only one of its chunk belongs to the worker who makes it.
     own_bytes = sum_bytes // (groups * blocks) * chunks.cells if sums == 1 else 0
     numbers += arrangement.unpacking((F, C, *geometry.kernel))
-    tile_bytes = worker_bytes(geometry, numbers, n, tuple(box), dtype)
+    tile_bytes = worker_bytes(geometry, numbers, joined * n, outs, dtype)
     return WeightGradPlan(
         tiling=tiling,
         tasks=sums * chunks.boxes,
@@ -120,23 +122,23 @@ def weight_grad(
 ) -> Work:
     """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
     sums = _Sums(plan, blas, shared, dw, db)
-    x, dout = (by_group(images, sums.groups) for images in (x, dout))
+    x, dout = x.swapaxes(0, 1), dout.swapaxes(0, 1)
 
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
-        total = sums.start(number, groups.start, part, scratch)
+        total = sums.start(number, groups, part, scratch)
         for at in sums.tiles(number):
             step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
             given = dout[step.made]
             douts = plan.arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
             if db is not None:
-                sums.db[number, step.group, step.channels] += plan.arrangement.sums(douts, given)
+                sums.db[number, step.made[0]] += plan.arrangement.sums(douts, given)
             if total is not None:
                 lines = loaded(plan, blas, scratch, "x", x, step)
                 plan.arrangement.weight_grad(blas, step.tile, douts, lines, total)
         if total is not None:
-            sums.end(total, groups.start, part, scratch)
+            sums.end(total, groups, part, scratch)
 
     return Work(add_tiles, sums.finish)
 
@@ -160,12 +162,10 @@ class _Sums:
     ) -> None:
         self._plan, self._blas = plan, blas
         G, _, F = channels_in_groups(plan.geometry, plan.arrangement)
-        self.groups, self._filters = G, F
-        w_shape = (G, F, *plan.geometry.w_shape[1:])
-        self._dw_result = None if dw is None else dw.reshape(w_shape)
-        self._db_result = db
-        self._shape = plan.arrangement.weight_sums(w_shape)
-        self.db = np.zeros((plan.sums, G, F), plan.dtype)
+        self._filters = F
+        self._dw_result, self._db_result = dw, db
+        self._shape = plan.arrangement.weight_sums((G, F, *plan.geometry.w_shape[1:]))
+        self.db = np.zeros((plan.sums, G * F), plan.dtype)
         kept = plan.sums if plan.sums > 1 and dw is not None else 0
         self._dw = shared.array("sums", (kept, *self._shape), plan.dtype)
 
@@ -174,40 +174,43 @@ class _Sums:
         tiles, sums = self._plan.tiling.boxes, self._plan.sums
         return range(number * tiles // sums, (number + 1) * tiles // sums)
 
-    def start(self, number: int, g: int, part: slice, scratch: Scratch) -> Array | None:
-        """Return a partial sum of dw for some chunks of filters, cleared; None without dw."""
+    def start(self, number: int, groups: slice, part: slice, scratch: Scratch) -> Array | None:
+        """Return a partial sum of dw for some chunks or groups, cleared; None without dw."""
         if self._dw_result is None:
             return None
         if len(self._dw):
-            total: Array = self._dw[number, g, part]
+            total = blocks_of(self._dw[number], groups, part)
         else:
-            shape = (part.stop - part.start, *self._shape[2:])
+            many = (groups.stop - groups.start) * (part.stop - part.start)
+            shape = (many, *self._shape[2:])
             total = scratch.array("dw", shape, self._plan.dtype)
         total[...] = 0
         return total
 
-    def end(self, total: Array, g: int, part: slice, scratch: Scratch) -> None:
+    def end(self, total: Array, groups: slice, part: slice, scratch: Scratch) -> None:
         """Fill dw if there is but one sum."""
         if not len(self._dw):
-            self._unpack(total, g, part, scratch)
+            self._unpack(total, groups, part, scratch)
 
     def finish(self, workers: int) -> None:
         """Add up partial sums, in order, and fill dw and db with them."""
         if self._db_result is not None:
-            self._db_result[...] = total_of(self.db).reshape(-1)
+            self._db_result[...] = total_of(self.db)
         if len(self._dw):
-            chunks = self._plan.chunks.extent
-            parts = Tiling(chunks, (1, -(-chunks[1] // SHARES)))
+            groups, blocks = self._plan.chunks.extent
+            joined = -(-groups // SHARES) if self._plan.arrangement.joins_groups else 1
+            parts = Tiling((groups, blocks), (joined, -(-blocks // SHARES)))
 
             def add(index: int, scratch: Scratch) -> None:
                 groups, part = parts[index]
-                total = total_of(self._dw[:, groups.start, part])
-                self._unpack(total, groups.start, part, scratch)
+                total = total_of(self._dw[:, groups, part])
+                self._unpack(total.reshape(-1, *total.shape[2:]), groups, part, scratch)
 
             shared = self._dw.nbytes >= WORTH_SHARING
             run_tasks(add, parts.boxes, workers if shared else 1, numpy_multiplies=False)
 
-    def _unpack(self, total: Array, g: int, part: slice, scratch: Scratch) -> None:
+    def _unpack(self, total: Array, groups: slice, part: slice, scratch: Scratch) -> None:
         assert self._dw_result is not None  # or there would be no sum of it
-        f = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
-        self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[g, f])
+        own = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
+        f = of_all(groups, own, self._filters)
+        self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[f])

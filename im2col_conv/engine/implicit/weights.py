@@ -20,8 +20,13 @@ class Arranged(Protocol):
     def nbytes(self) -> int:
         """Their memory."""
 
-    def part(self, blas: OpenBlas, scratch: Scratch, group: int, blocks: slice) -> Array:
-        """Return some blocks of one group."""
+    def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
+        """Return [block, ...]: some blocks of one group, or all of several."""
+
+
+def blocks_of(array: Array, groups: slice, blocks: slice) -> Array:
+    """Return a view [block, ...] of [g, block, ...]: some of one group, or all of several."""
+    return array[groups, blocks].reshape(-1, *array.shape[2:])
 
 
 class Whole:
@@ -31,8 +36,8 @@ class Whole:
         self._array = array
         self.nbytes: int = array.nbytes
 
-    def part(self, blas: OpenBlas, scratch: Scratch, group: int, blocks: slice) -> Array:
-        return self._array[group, blocks]
+    def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
+        return blocks_of(self._array, groups, blocks)
 
 
 Make = Callable[[OpenBlas, Scratch, int, int], None]
@@ -60,7 +65,8 @@ class Blockwise:
         self._making = [[threading.Lock() for _ in range(blocks)] for _ in range(groups)]
         self.nbytes: int = memory.nbytes
 
-    def part(self, blas: OpenBlas, scratch: Scratch, group: int, blocks: slice) -> Array:
+    def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
+        group = groups.start
         for wait in (False, True):  # first those that nobody else is making
             for block in range(blocks.start, blocks.stop):
                 making = self._making[group][block]
@@ -69,7 +75,7 @@ class Blockwise:
                         self._make_once(blas, scratch, group, block)
                     finally:
                         making.release()
-        return self._memory[group, blocks]
+        return blocks_of(self._memory, groups, blocks)
 
     def _make_once(self, blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
         if not self._made[group][block]:

@@ -58,7 +58,7 @@ def forward(
         move(blas, source, _image(one, source.shape))
         blas.run(stages.columns, B_T, one, _cleared(other, stages.columns, sizes.columns))
         blas.run(stages.rows, B_T, other, _cleared(one, stages.rows, sizes.rows))
-        blas.run(stages.multiply, one, U.part(blas, scratch, g, place.part), other)
+        blas.run(stages.multiply, one, U.part(blas, scratch, slice(g, g + 1), place.part), other)
         blas.run(stages.back_rows, A_T, other, one)
         sums = _image(other, target.shape)
         sums[...] = bias[g, f].reshape(-1, 1, 1, 1)
