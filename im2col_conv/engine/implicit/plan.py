@@ -247,9 +247,15 @@ def tiles_of(
     if isinstance(arrangement, Bands):
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         return _planes_of(geometry, arrangement, axes, channels, units * channels, shares)
+    total, split, overlap = geometry.N * math.prod(axes), groups, overlap_of(geometry)
+    if arrangement.joins_groups and groups >= max(shares, 2) and total > 0:
+        units = _units(geometry, arrangement, axes, made, channels, dtype, available)
+        if units >= total:
+            joined = cut_evenly((groups,), min(units // total, groups // shares), min(shares, EVEN))
+            whole = geometry.N, *axes, 1
+            return Tiling((groups, *whole), (*joined.step, *whole))
     one = arrangement.chunk(channels)
     chunks = -(-channels // one)
-    total, split, overlap = geometry.N * math.prod(axes), groups, overlap_of(geometry)
     if arrangement.chunks_first:
         split *= chunks
     least = max(-(-total // -(-shares // split)), LEAST_SHARE)
@@ -262,11 +268,7 @@ def tiles_of(
         chunk = max(1, chunks // -(-shares // max(groups * tiling.boxes, 1)))
         if chunk == 1:
             break
-    joined = 1
-    if arrangement.joins_groups and tiling.boxes == 1:
-        most = min(units // max(tiling.cells, 1), groups // shares)
-        joined = cut_evenly((groups,), max(most, 1), min(shares, EVEN)).step[0]
-    return Tiling((groups, *tiling.extent, chunks), (joined, *tiling.step, chunk))
+    return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))
 
 
 def _units(
