@@ -235,7 +235,8 @@ def test_equals_the_spine_for_any_geometry(data):
     ("arrangement", "w_shape", "kind"),
     [
         (ChannelsInner(False, False, 1), (1, 64, 70, 3, 3), Whole),
-        (ChannelsInner(False, False, 1), (2, 64, 70, 3, 3), Blockwise),
+        (ChannelsInner(False, False, 1), (2, 64, 70, 3, 3), Whole),
+        (ChannelsInner(False, False, 1), (2, 64, 150, 3, 3), Blockwise),  # many
         (ChannelsInner(False, False, 1), (1, 65, 70, 3, 3), Blockwise),
         (ChannelsInner(False, False, 1), (1, 64, 300, 3, 3), Blockwise),  # many
         (ChannelsInner(False, False, 1), (1, 64, 64, 4, 2), Whole),  # in the same sets of a cache
@@ -552,7 +553,7 @@ def test_many_workers_make_each_block_of_weights_once():
     assert sorted(made) == [(1, 1), (1, 2), (1, 3), (1, 4)]
     assert len(found) == 6
     for each in found:
-        np.testing.assert_array_equal(each[:, 0], [11, 12, 13, 14])
+        np.testing.assert_array_equal(each[0, :, 0], [11, 12, 13, 14])
 
 
 @needs_blas
@@ -568,7 +569,7 @@ def test_a_block_that_failed_is_made_again():
     weights = Blockwise(memory, make)
     with pytest.raises(MemoryError):
         weights.part(private_blas(), Scratch(), slice(0, 1), slice(0, 1))
-    assert weights.part(private_blas(), Scratch(), slice(0, 1), slice(0, 1))[0] == 7
+    assert weights.part(private_blas(), Scratch(), slice(0, 1), slice(0, 1)) == 7
 
 
 @needs_blas

@@ -168,8 +168,8 @@ class Bands:
         return (1, channels, math.prod(outer), last, self.rows, self.depth(taps))
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        diagonals = self._diagonals(sums, dw.shape[-2])
-        planes = dw.reshape(len(dw), -1, *dw.shape[-2:])
+        diagonals = self._diagonals(sums[0], dw.shape[-2])
+        planes = dw.reshape(dw.shape[1], -1, *dw.shape[-2:])
         planes.swapaxes(-1, -2)[...] = diagonals.sum(axis=-2)
 
     def forward(

@@ -73,7 +73,7 @@ class ChannelsInner:
     tile_bytes: ClassVar[int] = 5 * 2**18
     cell_cost: ClassVar[int] = 0
     chunks_first: ClassVar[bool] = True
-    joins_groups: ClassVar[bool] = False
+    joins_groups: ClassVar[bool] = True
 
     interleaved: bool
     planes: bool
@@ -143,8 +143,8 @@ class ChannelsInner:
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
         W = room("weights", _packed_shape(g, C, F, weights.shape[-1]), dtype)
-        if W.shape[:2] == (1, 1) and W.size < TURNED_AT_ONCE:
-            W[0, 0] = weights[0].transpose(2, 1, 0)
+        if W.shape[1] == 1 and W.size < TURNED_AT_ONCE:
+            W[:, 0] = weights.transpose(0, 3, 2, 1)
             return Whole(W)  # all workers begin with this block, and would wait for who makes it
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
@@ -158,6 +158,9 @@ class ChannelsInner:
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
         W = room("weights", _packed_shape(g, F, C, weights.shape[-1]), dtype)
+        if g > 1 and W.shape[1] == 1 and W.size < TURNED_AT_ONCE:
+            W[:, 0] = weights.transpose(0, 3, 1, 2)
+            return Whole(W)
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
             first, many = _blocks(C)[block]
@@ -171,10 +174,13 @@ class ChannelsInner:
         return _packed_shape(g, C, F, math.prod(kernel))
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        F, C = dw.shape[:2]
-        weights = dw.reshape(F, C, -1)
-        for block in range(len(sums)):
-            for part, packed in _parts(weights, sums, block, PACKED_AT_ONCE):
+        g, F, C = dw.shape[:3]
+        weights = dw.reshape(g, F, C, -1)
+        if sums.shape[1] == 1 and weights.size < TURNED_BACK_AT_ONCE:
+            weights[...] = sums[:, 0, ..., :F].transpose(0, 3, 2, 1)
+            return
+        for group, block in np.ndindex(*sums.shape[:2]):
+            for part, packed in _parts(weights[group], sums[group], block, PACKED_AT_ONCE):
                 if part.size < TURNED_BACK_AT_ONCE:
                     part[...] = packed.transpose(2, 1, 0)
                     continue
@@ -291,14 +297,14 @@ class _Lines:
         self._cell = ((pairs.cell * last.cells + pairs.last_cell) * together)[:, None]
 
     def x(self, c: Array, steps: Shape) -> Operand:
-        """Return the cells of each pair, from channel ``c``; planes have no steps."""
+        """Return the cells of each pair, from channel ``c`` of all; planes have no steps."""
         cells, stride = [axis.cells for axis in self._tile.axes], self._tile.axes[-1].stride
         if not steps:
             return self._planes(self._cell, cells, stride, self._tile.C, c)
         return Operand(self._rows(self._cell, cells, steps) + c, stride * steps[0])
 
     def y(self, f: Array, steps: Shape) -> Operand:
-        """Return the outputs of each pair, from filter ``f``, likewise."""
+        """Return the outputs of each pair, from filter ``f`` of all, likewise."""
         outs = [axis.outs for axis in self._tile.axes]
         if not steps:
             return self._planes(self._out, outs, 1, self._tile.F, f)
@@ -328,7 +334,7 @@ class _Lines:
         image, position = np.divmod(at, lines * last)
         line, place = np.divmod(position, last)
         in_phase = (place % stride * lines + line) * -(-last // stride) + place // stride
-        return Operand((image * channels + first) * row + in_phase, row)
+        return Operand((image * channels * self._tile.groups + first) * row + in_phase, row)
 
 
 @lru_cache(maxsize=KEPT)
@@ -336,10 +342,10 @@ def _forward(
     tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape], biased: bool
 ) -> Products:
     lines = _Lines(tile, lie, "outs")
-    (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
+    (f, F, f_block, g), (c, C) = _outer_blocks(tile.F, tile.groups), even_pieces(tile.C, DEPTH)
     # y line (L, F) += x line (L, C) @ W_t (C, F)
     W, transposed = lines.weights(f_block, c, tile.C, width), "a" * lie.planes
-    x, y = lines.x(c, steps[0]), lines.y(f, steps[1])
+    x, y = lines.x(g * tile.C + c, steps[0]), lines.y(f, steps[1])
     over, b = lines.leads & (c == 0), Bias(f, by_rows=False) if biased else None
     return Products(lines.length, F, C, x, W, y, transposed=transposed, fresh=over, bias=b)
 
@@ -347,10 +353,10 @@ def _forward(
 @lru_cache(maxsize=KEPT)
 def _input_grad(tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape]) -> Products:
     lines = _Lines(tile, lie, "cells")
-    (c, C, c_block), (f, F) = _outer_blocks(tile.C), even_pieces(tile.F, DEPTH)
+    (c, C, c_block, g), (f, F) = _outer_blocks(tile.C, tile.groups), even_pieces(tile.F, DEPTH)
     # dx line (L, C) += dout line (L, F) @ W_t.T (F, C)
     W, transposed = lines.weights(c_block, f, tile.F, width), "a" * lie.planes
-    dx, dout = lines.x(c, steps[0]), lines.y(f, steps[1])
+    dx, dout = lines.x(c, steps[0]), lines.y(g * tile.F + f, steps[1])
     over = lines.leads & (f == 0)
     return Products(lines.length, C, F, dout, W, dx, transposed=transposed, fresh=over)
 
@@ -360,14 +366,24 @@ def _weight_grad(
     tile: Tile, lie: ChannelsInner, width: int, steps: tuple[Shape, Shape]
 ) -> Products:
     lines = _Lines(tile, lie)
-    (f, F, f_block), (c, C) = _outer_blocks(tile.F), even_pieces(tile.C, DEPTH)
+    (f, F, f_block, g), (c, C) = _outer_blocks(tile.F, tile.groups), even_pieces(tile.C, DEPTH)
     # dW_t (C, F) += x line.T (C, L) @ dout line (L, F)
     dW, transposed = lines.weights(f_block, c, tile.C, width), "a" * (not lie.planes)
-    x, dout = lines.x(c, steps[0]), lines.y(f, steps[1])
+    x, dout = lines.x(g * tile.C + c, steps[0]), lines.y(f, steps[1])
     return Products(C, F, lines.length, x, dout, dW, transposed=transposed)
 
 
-def _outer_blocks(channels: int) -> tuple[Array, Array, Array]:
-    """Return first, how many and number of each block, along the first axis of three."""
+def _outer_blocks(channels: int, groups: int) -> tuple[Array, ...]:
+    """Return first, how many, number and group of each block, along the first axis of three.
+
+    They are counted through all groups, of so many ``channels`` each.
+    """
     first, many = np.array(_blocks(channels)).reshape(-1, 2).T
-    return first[:, None, None], many[:, None, None], np.arange(len(first))[:, None, None]
+    group = np.repeat(np.arange(groups), len(first))
+    columns = (
+        np.tile(first, groups) + group * channels,
+        np.tile(many, groups),
+        np.arange(len(group)),
+        group,
+    )
+    return tuple(column[:, None, None] for column in columns)

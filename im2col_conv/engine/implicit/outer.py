@@ -163,8 +163,8 @@ class ChannelsOuter:
         return (g, 1, last, math.prod(outer), C, F)
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        g, last, outer, C, F = sums.shape
-        dw.reshape(g, F, C, outer, last)[...] = sums.transpose(0, 4, 3, 2, 1)
+        g, _, last, outer, C, F = sums.shape
+        dw.reshape(g, F, C, outer, last)[...] = sums[:, 0].transpose(0, 4, 3, 2, 1)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None

@@ -34,7 +34,6 @@ __all__ = [
     "channels_in_groups",
     "channels_of",
     "loaded",
-    "of_all",
     "shares_of",
     "step_of",
     "tile_numbers",
@@ -128,11 +127,11 @@ def step_of(
     c, f = (own, others) if made == "dx" else (others, own)
     parts = ((plan.geometry.N, images), (C, c), (F, f), (groups.stop, groups))
     tile = Tile(axes_between(plan.geometry, box, cells), *(len(range(n)[p]) for n, p in parts))
-    x, y = (of_all(groups, c, C), images, *cells), (of_all(groups, f, F), images, *box)
+    x, y = (_of_all(groups, c, C), images, *cells), (_of_all(groups, f, F), images, *box)
     return Step(groups, part, y, x, tile) if made == "dx" else Step(groups, part, x, y, tile)
 
 
-def of_all(groups: slice, channels: slice, each: int) -> slice:
+def _of_all(groups: slice, channels: slice, each: int) -> slice:
     """Return channels of some groups, ``each`` of which has so many, as counted through all."""
     start, stop, _ = channels.indices(each)
     return slice(groups.start * each + start, (groups.stop - 1) * each + stop)
@@ -247,15 +246,15 @@ def tiles_of(
     if isinstance(arrangement, Bands):
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         return _planes_of(geometry, arrangement, axes, channels, units * channels, shares)
+    one = arrangement.chunk(channels)
+    chunks = -(-channels // one)
     total, split, overlap = geometry.N * math.prod(axes), groups, overlap_of(geometry)
     if arrangement.joins_groups and groups >= max(shares, 2) and total > 0:
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         if units >= total:
             joined = cut_evenly((groups,), min(units // total, groups // shares), min(shares, EVEN))
-            whole = geometry.N, *axes, 1
+            whole = geometry.N, *axes, chunks
             return Tiling((groups, *whole), (*joined.step, *whole))
-    one = arrangement.chunk(channels)
-    chunks = -(-channels // one)
     if arrangement.chunks_first:
         split *= chunks
     least = max(-(-total // -(-shares // split)), LEAST_SHARE)

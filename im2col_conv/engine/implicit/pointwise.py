@@ -172,8 +172,8 @@ class Pointwise:
         return (g, F // self.chunk(F), C, self.chunk(F))
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        chunks, C, F = sums.shape
-        for chunk, filters in zip(sums, dw.reshape(chunks, F, C), strict=True):
+        _, chunks, C, F = sums.shape
+        for chunk, filters in zip(sums[0], dw.reshape(chunks, F, C), strict=True):
             move_matrix(blas, chunk.T, filters)
 
     def forward(
@@ -274,7 +274,7 @@ def _multiply(
 ) -> None:
     """Set ``target`` to W ``source`` plus ``bias``; ``turned``, W (M, K) is stored as (K, M)."""
     given, result = _lie_of(source), _lie_of(target)
-    block, row = (step // W.itemsize for step in W.strides[:2])
+    block, row = (step // W.itemsize for step in W.strides[1:3])
     if given.is_one_line and result.is_one_line:
         given, result = given.as_one_line(), result.as_one_line()
     a, b = (source, W) if result.inner else (W, source)

@@ -199,8 +199,8 @@ class Spread:
         return (g, 1, math.prod(outer), last, C, F)
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        g, outer, last, C, F = sums.shape
-        dw.reshape(g, F, C, outer, last)[...] = sums.transpose(0, 4, 3, 1, 2)
+        g, _, outer, last, C, F = sums.shape
+        dw.reshape(g, F, C, outer, last)[...] = sums[:, 0].transpose(0, 4, 3, 1, 2)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None

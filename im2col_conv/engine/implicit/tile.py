@@ -174,7 +174,7 @@ class Arrangement(Protocol):
         """Return the shape in which dw (g, f, c, *tap) is added up."""
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
-        """Fill ``dw[f, c, *tap]``, some chunks of filters or some groups, from their sums."""
+        """Fill ``dw[g, f, c, *tap]``, some chunks of filters of one group or all of several."""
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None

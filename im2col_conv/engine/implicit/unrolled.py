@@ -164,7 +164,7 @@ class Unrolled:
         blas.run(_forward(tile.F, x.shape, (_ld(x), _ld(y)), b is not None), W, x, y, b)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        ld = W.strides[1] // W.itemsize, _ld(dout), _ld(dx)
+        ld = W.strides[2] // W.itemsize, _ld(dout), _ld(dx)
         blas.run(_input_grad(tile.F, dx.shape, ld), W, dout, dx)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:

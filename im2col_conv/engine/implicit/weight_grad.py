@@ -21,7 +21,6 @@ from im2col_conv.engine.implicit.plan import (
     channels_in_groups,
     channels_of,
     loaded,
-    of_all,
     shares_of,
     step_of,
     tile_numbers,
@@ -32,7 +31,6 @@ from im2col_conv.engine.implicit.plan import (
 )
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.tile import Shape
-from im2col_conv.engine.implicit.weights import blocks_of
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import total_of
@@ -81,11 +79,12 @@ def plan_weight_grad(
     tiles = most if in_place else shares
     whole = tiles_of(geometry, arrangement, geometry.out, "dout.T", dtype, available, tiles)
     tiling = Tiling(whole.extent[1:-1], whole.step[1:-1])
-    # Bands: some planes a task. Else chunks copy the same cells each, unless they are used in
-    # place, so sums are shared instead where it costs little to add them up.
-    groups, blocks = whole.extent[0], whole.extent[-1]
-    joined, step = whole.step[0], whole.step[-1] if geometry.groups > G else 1
-    if geometry.groups == G and sum_bytes <= CHEAP_SUM and not in_place:
+    groups, blocks, joined = whole.extent[0], whole.extent[-1], whole.step[0]
+    if joined > 1 or geometry.groups > G:  # all blocks of these groups, or some planes
+        step = whole.step[-1]
+    elif sum_bytes > CHEAP_SUM or in_place:
+        step = 1
+    else:  # chunks copy the same cells each: rather share sums, which costs little
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
     chunks = Tiling((groups, blocks), (joined, step))
     sums = max(1, min(-(-shares // chunks.boxes), most, tiling.boxes))
@@ -163,8 +162,10 @@ class _Sums:
         self._plan, self._blas = plan, blas
         G, _, F = channels_in_groups(plan.geometry, plan.arrangement)
         self._filters = F
-        self._dw_result, self._db_result = dw, db
-        self._shape = plan.arrangement.weight_sums((G, F, *plan.geometry.w_shape[1:]))
+        w_shape = (G, F, *plan.geometry.w_shape[1:])
+        self._dw_result = None if dw is None else dw.reshape(w_shape)
+        self._db_result = db
+        self._shape = plan.arrangement.weight_sums(w_shape)
         self.db = np.zeros((plan.sums, G * F), plan.dtype)
         kept = plan.sums if plan.sums > 1 and dw is not None else 0
         self._dw = shared.array("sums", (kept, *self._shape), plan.dtype)
@@ -179,10 +180,9 @@ class _Sums:
         if self._dw_result is None:
             return None
         if len(self._dw):
-            total = blocks_of(self._dw[number], groups, part)
+            total: Array = self._dw[number, groups, part]
         else:
-            many = (groups.stop - groups.start) * (part.stop - part.start)
-            shape = (many, *self._shape[2:])
+            shape = (groups.stop - groups.start, part.stop - part.start, *self._shape[2:])
             total = scratch.array("dw", shape, self._plan.dtype)
         total[...] = 0
         return total
@@ -204,13 +204,12 @@ class _Sums:
             def add(index: int, scratch: Scratch) -> None:
                 groups, part = parts[index]
                 total = total_of(self._dw[:, groups, part])
-                self._unpack(total.reshape(-1, *total.shape[2:]), groups, part, scratch)
+                self._unpack(total, groups, part, scratch)
 
             shared = self._dw.nbytes >= WORTH_SHARING
             run_tasks(add, parts.boxes, workers if shared else 1, numpy_multiplies=False)
 
     def _unpack(self, total: Array, groups: slice, part: slice, scratch: Scratch) -> None:
         assert self._dw_result is not None  # or there would be no sum of it
-        own = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
-        f = of_all(groups, own, self._filters)
-        self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[f])
+        f = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
+        self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[groups, f])

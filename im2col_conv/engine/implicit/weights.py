@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Protocol
 
 from im2col_conv.arrays import Array
@@ -21,12 +22,7 @@ class Arranged(Protocol):
         """Their memory."""
 
     def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
-        """Return [block, ...]: some blocks of one group, or all of several."""
-
-
-def blocks_of(array: Array, groups: slice, blocks: slice) -> Array:
-    """Return a view [block, ...] of [g, block, ...]: some of one group, or all of several."""
-    return array[groups, blocks].reshape(-1, *array.shape[2:])
+        """Return some blocks of one group, or all of several."""
 
 
 class Whole:
@@ -37,7 +33,7 @@ class Whole:
         self.nbytes: int = array.nbytes
 
     def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
-        return blocks_of(self._array, groups, blocks)
+        return self._array[groups, blocks]
 
 
 Make = Callable[[OpenBlas, Scratch, int, int], None]
@@ -66,16 +62,16 @@ class Blockwise:
         self.nbytes: int = memory.nbytes
 
     def part(self, blas: OpenBlas, scratch: Scratch, groups: slice, blocks: slice) -> Array:
-        group = groups.start
+        needed = list(product(range(groups.start, groups.stop), range(blocks.start, blocks.stop)))
         for wait in (False, True):  # first those that nobody else is making
-            for block in range(blocks.start, blocks.stop):
+            for group, block in needed:
                 making = self._making[group][block]
                 if not self._made[group][block] and making.acquire(blocking=wait):
                     try:
                         self._make_once(blas, scratch, group, block)
                     finally:
                         making.release()
-        return blocks_of(self._memory, groups, blocks)
+        return self._memory[groups, blocks]
 
     def _make_once(self, blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
         if not self._made[group][block]:
