@@ -17,6 +17,7 @@ from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import spread
 from im2col_conv.engine.implicit.bands import Bands, bands_for
+from im2col_conv.engine.implicit.forward import plan_forward
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.input_grad import plan_input_grad
 from im2col_conv.engine.implicit.outer import ChannelsOuter
@@ -48,10 +49,10 @@ LAYERS = [
     ((2, 70, 11, 8), (130, 35, 4, 3), {"stride": (1, 3), "groups": 2, "padding": 2}, ChannelsInner),
     ((2, 150, 17), (20, 150, 3), {"padding": 1, "dilation": 2}, ChannelsInner),
     ((2, 530, 4, 5), (66, 530, 3, 3), {"padding": 1}, ChannelsInner),  # uneven pieces of both
-    # windows whole, in every pass: uneven pieces, one chunk, groups, three axes; and y alone
+    # windows whole, in every pass: uneven pieces, one chunk, three axes; and y alone
     ((2, 40, 5, 4), (132, 40, 3, 2), {"padding": ((1, 0), (0, 1)), "stride": (2, 3)}, Unrolled),
     ((1, 106, 3, 5), (130, 106, 3, 3), {"padding": 1, "dilation": (1, 2)}, Unrolled),
-    ((1, 70, 11), (300, 35, 7), {"padding": 1, "stride": 2, "groups": 2}, Unrolled),
+    ((1, 70, 11), (300, 70, 7), {"padding": 1, "stride": 2}, Unrolled),
     (
         (1, 34, 3, 4, 5),
         (131, 34, 2, 3, 3),
@@ -106,6 +107,14 @@ LAYERS = [
     ((18, 1, 12, 7), (3, 1, 5, 3), {"stride": 3, "padding": (4, 5)}, Spread),
     ((19, 3, 17), (4, 3, 5), {"stride": 2, "padding": 1}, Spread),
     ((16, 2, 3, 4, 5), (3, 2, 2, 1, 2), {"stride": (1, 2, 1), "padding": 1}, Spread),
+    # several groups in a tile: lines of all images or of one, in rows of filters or not
+    ((3, 21, 9, 11), (14, 3, 5, 2), {"groups": 7, "padding": (2, 1)}, Spread),
+    ((9, 35, 6, 7), (40, 7, 3, 2), {"groups": 5, "padding": ((0, 2), (1, 0))}, ChannelsOuter),
+    ((2, 35, 6, 7, 23), (80, 7, 2, 3, 2), {"groups": 5, "padding": (1, 1, 2)}, ChannelsOuter),
+    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (2, 1), "padding": 2}, Spread),
+    ((2, 24, 131), (16, 3, 9), {"groups": 8, "stride": 2, "padding": 3}, Spread),
+    ((2, 210, 7, 9), (201, 70, 3, 2), {"groups": 3, "padding": (1, 2)}, ChannelsInner),
+    ((2, 120, 5, 31), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),
     # rows of outputs that see padding alone
     ((3, 2, 1, 7), (4, 2, 1, 2), {"stride": 3, "padding": ((1, 0), (2, 1))}, Spread),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
@@ -727,16 +736,38 @@ def test_whole_windows_are_added_beside_the_bias_of_a_transposed_pass(layout, mo
     ],
 )
 def test_windows_are_whole_where_filters_are_many_times_the_outputs(images, filters, made):
-    geometry = ic.ConvGeometry.from_shapes(
-        (images, 70, 9, 9), (2 * filters, 35, 3, 3), groups=2, stride=(1, 1)
-    )
+    geometry = ic.ConvGeometry.from_shapes((images, 35, 9, 9), (filters, 35, 3, 3))
     assert geometry.positions == 49
+    assert unrolled_in(geometry) == made
+    groups = ic.ConvGeometry.from_shapes((images, 70, 9, 9), (2 * filters, 35, 3, 3), groups=2)
+    assert unrolled_in(groups) == set()  # their tiles have several groups
+
+
+def unrolled_in(geometry):
     found = {
-        each
-        for each in ("y", "dx", "dout.T")
-        if isinstance(arrangement_for(geometry, "channels_last", each), Unrolled)
+        each: arrangement_for(geometry, "channels_last", each) for each in ("y", "dx", "dout.T")
     }
-    assert found == made
+    return {each for each, arrangement in found.items() if isinstance(arrangement, Unrolled)}
+
+
+@needs_blas
+@pytest.mark.parametrize(
+    ("images", "groups", "workspace", "joined"),
+    [
+        (3, 7, 2**26, 7),  # one worker's work
+        (3, 7, 3 * 2**17, 2),  # as memory has it
+        (3, 7, 2**18, 1),
+        (40, 9, 2**26, 5),  # two parts of 91 MFLOP
+        (40, 16, 2**26, 4),  # three parts of 162, or better four
+        (40, 1, 2**26, 1),
+    ],
+)
+def test_a_tile_has_as_many_groups_as_workers_and_memory_let_it(images, groups, workspace, joined):
+    shape, w_shape = (images, 9 * groups, 12, 13), (10 * groups, 9, 3, 3)
+    geometry = ic.ConvGeometry.from_shapes(shape, w_shape, padding=1, groups=groups)
+    for draw in (plan_forward, plan_weight_grad, plan_input_grad):
+        plan = draw(geometry, "channels_first", np.dtype(np.float32), workspace)
+        assert plan.tile_shape[1] == joined, draw
 
 
 def test_windows_are_not_whole_where_weights_leave_them_no_room():
@@ -884,16 +915,18 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, set()),
         ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1, "stride": (1, 2)}, {"input_grad"}),
         ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
-        # of each of three groups 8.64 and 7.92 MFLOP; and 403,200 and 399,600 numbers of columns
-        ((1, 30, 40, 100), (36, 10, 3, 3), {"padding": 1, "groups": 3}, PASSES),
-        ((1, 30, 40, 100), (33, 10, 3, 3), {"padding": 1, "groups": 3}, set()),
-        ((1, 30, 40, 112), (24, 10, 3, 3), {"padding": 1, "groups": 3}, PASSES),
-        ((1, 30, 40, 111), (24, 10, 3, 3), {"padding": 1, "groups": 3}, set()),
-        # 70,200 and 69,300 numbers, which dx would scatter; two groups are as one
-        ((1, 30, 40, 39), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, set()),
-        ((1, 30, 40, 77), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, {"input_grad"}),
-        ((1, 30, 40, 76), (24, 10, 3, 3), {"padding": 1, "groups": 3, "stride": 2}, set()),
-        ((1, 20, 40, 32), (18, 10, 3, 3), {"padding": 1, "groups": 2}, PASSES),
+        # three groups, 1.05 and 0.87 MFLOP of all
+        ((1, 18, 15, 36), (18, 6, 3, 3), {"padding": 1, "groups": 3}, PASSES),
+        ((1, 18, 15, 36), (15, 6, 3, 3), {"padding": 1, "groups": 3}, set()),
+        # few channels, which are spread: lines of 32 outputs of all images, of 30, and long ones
+        ((2, 12, 70, 18), (20, 3, 3, 3), {"groups": 4}, PASSES),
+        ((2, 12, 70, 17), (20, 3, 3, 3), {"groups": 4}, set()),
+        ((2, 12, 70, 22), (20, 3, 3, 3), {"groups": 4}, set()),
+        # 2^15 weights an output and more, 2^18 and more
+        ((1, 128, 4, 25), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES),
+        ((1, 128, 4, 22), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES - {"forward"}),
+        ((1, 128, 4, 7), (512, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES - {"forward"}),
+        ((1, 128, 4, 7), (514, 64, 4, 4), {"groups": 2, "stride": 3}, {"input_grad"}),
         # lines of two outputs and of one
         ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
         ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),

@@ -55,14 +55,16 @@ ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
 Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
 Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 
+MADE: dict[Pass, Made] = {"forward": "y", "weight_grad": "dout.T", "input_grad": "dx"}
+
 # Measured: docs/ideas.md.
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
-# Of each of many groups, which are tasks of their own: work, or numbers of its columns.
-FEW_GROUPS, LEAST_FLOPS_OF_GROUP = 2, 8 * 10**6
-LEAST_COLUMNS_OF_GROUP, LEAST_SCATTERED_OF_GROUP = 4 * 10**5, 7 * 10**4
+# Of groups: work of all; outputs of all images in a line; weights of an output.
+LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS = 10**6, 32
+MOST_WEIGHTS: dict[Pass, int] = {"forward": 2**15, "weight_grad": 2**18}
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
 LEAST_FLOPS_OF_PLANES, LEAST_LINE_OF_PLANES, LEAST_SUM_OF_PLANES = 3 * 10**5, 5, 300
@@ -144,11 +146,10 @@ def _implicit_pays(
         return _bands_pay(each, geometry, layout, blas.kernel)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry)
-    scatters = each == "input_grad" and not gathers(geometry)
-    if geometry.groups > FEW_GROUPS and not _groups_pay(geometry, scatters=scatters):
-        return False
-    flops = geometry.flops // geometry.groups
-    if scatters:
+    if geometry.groups > 1:
+        return _groups_pay(each, geometry, layout)
+    flops = geometry.flops
+    if each == "input_grad" and not gathers(geometry):
         return flops >= LEAST_SCATTERED and not _scatter_pays(geometry, dtype, last=last)
     if each == "input_grad":
         return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
@@ -196,12 +197,20 @@ def _bands_beat_dots(geometry: ConvGeometry) -> bool:
     return geometry.ndim == 2 and geometry.C >= LEAST_PLANES and (many or line >= LEAST_LINE_BANDED)
 
 
-def _groups_pay(geometry: ConvGeometry, *, scatters: bool) -> bool:
-    """Say whether each of many groups is worth a task, if only because its columns are many."""
-    _, positions, window = geometry.gemm
-    columns = window * positions
-    least = LEAST_SCATTERED_OF_GROUP if scatters else LEAST_COLUMNS_OF_GROUP
-    return columns >= least or geometry.flops >= LEAST_FLOPS_OF_GROUP * geometry.groups
+def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
+    """Say whether groups, of which a tile holds several, are better multiplied tap by tap.
+
+    Not where it would arrange many weights for few outputs, nor where channels are so few that it
+    copies them tap by tap as well, and lines are short or long.
+    """
+    if geometry.flops < LEAST_FLOPS_OF_GROUPS:
+        return False
+    arrangement = arrangement_for(geometry, layout, MADE[each])
+    if isinstance(arrangement, Spread):
+        line = geometry.N * geometry.out[-1]
+        return arrangement.interleaved and line >= LEAST_LINE_OF_GROUPS
+    outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
+    return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
 
 
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
@@ -213,14 +222,13 @@ def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
 
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
-    filters = geometry.F // geometry.groups
-    many = last and filters > MOST_FILTERS and not _outputs_collide(geometry, dtype)
+    many = last and geometry.F > MOST_FILTERS and not _outputs_collide(geometry, dtype)
     laid = last and _is_laid(each, geometry)
-    shallow = filters > 1 and not (many or laid) and _window(geometry, geometry.C) <= SHALLOW
+    shallow = geometry.F > 1 and not (many or laid) and _window(geometry, geometry.C) <= SHALLOW
     strided = max(geometry.stride) > 1
     again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
     apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
-    few = geometry.C // geometry.groups < FEW_CHANNELS
+    few = geometry.C < FEW_CHANNELS
     wide = 2 * geometry.F >= geometry.C or geometry.taps == 1  # so that copies take less than work
     once = apart and wide and (not last or few or (again and geometry.taps == 1))
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
@@ -229,8 +237,7 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
 
 def _is_laid(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether few channels that come last are laid line under line, for y or dw."""
-    made: Made = "y" if each == "forward" else "dout.T"
-    return isinstance(arrangement_for(geometry, "channels_last", made), ChannelsOuter)
+    return isinstance(arrangement_for(geometry, "channels_last", MADE[each]), ChannelsOuter)
 
 
 def _window(geometry: ConvGeometry, channels: int) -> int:

@@ -218,7 +218,7 @@ def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
     """Say whether windows are sooner copied than weights are arranged."""
     filters, weights = geometry.F // geometry.groups, math.prod(geometry.w_shape)
     least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
-    return filters >= least and weights <= MOST_WEIGHTS * geometry.groups
+    return geometry.groups == 1 and filters >= least and weights <= MOST_WEIGHTS
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
@@ -252,9 +252,9 @@ def tiles_of(
     if arrangement.joins_groups and groups >= max(shares, 2) and total > 0:
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         if units >= total:
-            joined = cut_evenly((groups,), min(units // total, groups // shares), min(shares, EVEN))
+            joined = _groups_at_once(groups, units // total, shares)
             whole = geometry.N, *axes, chunks
-            return Tiling((groups, *whole), (*joined.step, *whole))
+            return Tiling((groups, *whole), (joined, *whole))
     if arrangement.chunks_first:
         split *= chunks
     least = max(-(-total // -(-shares // split)), LEAST_SHARE)
@@ -268,6 +268,18 @@ def tiles_of(
         if chunk == 1:
             break
     return Tiling((groups, *tiling.extent, chunks), (1, *tiling.step, chunk))
+
+
+def _groups_at_once(groups: int, most: int, shares: int) -> int:
+    """Return how many groups a tile holds: at most so many, and as many for each of the workers.
+
+    Examples
+    --------
+    >>> _groups_at_once(9, 100, 2), _groups_at_once(16, 100, 3), _groups_at_once(39, 7, 8)
+    (5, 4, 5)
+    """
+    even = EVEN if shares >= EVEN else min(shares, 2)
+    return cut_evenly((groups,), min(most, -(-groups // shares)), even).step[0]
 
 
 def _units(
