@@ -922,6 +922,10 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((2, 12, 70, 18), (20, 3, 3, 3), {"groups": 4}, PASSES),
         ((2, 12, 70, 17), (20, 3, 3, 3), {"groups": 4}, set()),
         ((2, 12, 70, 22), (20, 3, 3, 3), {"groups": 4}, set()),
+        # windows that are apart, and of one cell
+        ((2, 40, 30, 33), (40, 20, 2, 2), {"groups": 2, "stride": 2}, {"input_grad"}),
+        ((2, 40, 30, 33), (40, 20, 3, 2), {"groups": 2, "stride": 2}, PASSES),
+        ((9, 40, 30, 33), (40, 20, 1, 1), {"groups": 2, "stride": (1, 2)}, set()),
         # 2^15 weights an output and more, 2^18 and more
         ((1, 128, 4, 25), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES),
         ((1, 128, 4, 22), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES - {"forward"}),

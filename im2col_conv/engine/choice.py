@@ -61,7 +61,7 @@ MADE: dict[Pass, Made] = {"forward": "y", "weight_grad": "dout.T", "input_grad":
 WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
-LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # of a group; where columns would be scattered
+LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # and where columns would be scattered
 # Of groups: work of all; outputs of all images in a line; weights of an output.
 LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS = 10**6, 32
 MOST_WEIGHTS: dict[Pass, int] = {"forward": 2**15, "weight_grad": 2**18}
@@ -73,8 +73,8 @@ MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow k
 # for less than so many taps or more; channels.
 LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS_BANDED, LEAST_PLANES = 60, (16, 8), 20, 8
 SHALLOW = 64  # numbers that a result is the sum of
-FEW_CHANNELS = 8  # of a group, which do not pay for windows apart where channels come last
-MOST_FILTERS = 24  # of a group, of shallow windows where channels come last
+FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
+MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
 LEAST_CHANNELS, LEAST_POSITIONS = 16, 32  # of pointwise layers: for dw, and of an image
 # Of depthwise layers whose columns are views.
@@ -152,7 +152,7 @@ def _implicit_pays(
     if each == "input_grad" and not gathers(geometry):
         return flops >= LEAST_SCATTERED and not _scatter_pays(geometry, dtype, last=last)
     if each == "input_grad":
-        return flops >= LEAST_FLOPS and _window(geometry, geometry.F) > SHALLOW
+        return flops >= LEAST_FLOPS and geometry.F * geometry.taps > SHALLOW
     line = geometry.out[-1] * (geometry.N if geometry.stride[-1] == 1 else 1)
     least = LEAST_LINE_READ if each == "weight_grad" and last else LEAST_LINE
     enough = flops >= LEAST_FLOPS and line >= least
@@ -200,10 +200,11 @@ def _bands_beat_dots(geometry: ConvGeometry) -> bool:
 def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether groups, of which a tile holds several, are better multiplied tap by tap.
 
-    Not where it would arrange many weights for few outputs, nor where channels are so few that it
-    copies them tap by tap as well, and lines are short or long.
+    Not where windows are sooner copied, where many weights would be arranged for few outputs, or
+    where channels are so few that they are copied tap by tap as well, and lines are short or long.
     """
-    if geometry.flops < LEAST_FLOPS_OF_GROUPS:
+    copied = _are_apart(geometry) and (each != "input_grad" or geometry.taps == 1)
+    if geometry.flops < LEAST_FLOPS_OF_GROUPS or copied:
         return False
     arrangement = arrangement_for(geometry, layout, MADE[each])
     if isinstance(arrangement, Spread):
@@ -224,25 +225,25 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     many = last and geometry.F > MOST_FILTERS and not _outputs_collide(geometry, dtype)
     laid = last and _is_laid(each, geometry)
-    shallow = geometry.F > 1 and not (many or laid) and _window(geometry, geometry.C) <= SHALLOW
-    strided = max(geometry.stride) > 1
-    again = strided and each == "weight_grad"  # x is loaded, for each chunk of filters
-    apart = strided and all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
+    shallow = geometry.F > 1 and not (many or laid) and geometry.C * geometry.taps <= SHALLOW
+    # With a stride, x is loaded for each chunk of filters.
+    again = max(geometry.stride) > 1 and each == "weight_grad"
     few = geometry.C < FEW_CHANNELS
     wide = 2 * geometry.F >= geometry.C or geometry.taps == 1  # so that copies take less than work
-    once = apart and wide and (not last or few or (again and geometry.taps == 1))
+    once = _are_apart(geometry) and wide and (not last or few or (again and geometry.taps == 1))
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
     return shallow or once or (again and large)
+
+
+def _are_apart(geometry: ConvGeometry) -> bool:
+    """Say whether no two windows of a layer with a stride overlap."""
+    pairs = zip(geometry.kernel, geometry.stride, strict=True)
+    return max(geometry.stride) > 1 and all(k <= s for k, s in pairs)
 
 
 def _is_laid(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether few channels that come last are laid line under line, for y or dw."""
     return isinstance(arrangement_for(geometry, "channels_last", MADE[each]), ChannelsOuter)
-
-
-def _window(geometry: ConvGeometry, channels: int) -> int:
-    """Return how many numbers of so many channels, a group's part of them, a result sums up."""
-    return channels // geometry.groups * geometry.taps
 
 
 def _scatter_pays(geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
