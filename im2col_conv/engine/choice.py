@@ -209,7 +209,8 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     arrangement = arrangement_for(geometry, layout, MADE[each])
     if isinstance(arrangement, Spread):
         line = geometry.N * geometry.out[-1]
-        return arrangement.interleaved and line >= LEAST_LINE_OF_GROUPS
+        several = each != "input_grad" or geometry.F > geometry.groups  # filters
+        return several and arrangement.interleaved and line >= LEAST_LINE_OF_GROUPS
     outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
     return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
 
