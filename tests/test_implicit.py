@@ -64,7 +64,7 @@ LAYERS = [
     ((1, 40, 5, 6, 7), (9, 40, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, ChannelsInner),
     ((4, 3, 31, 29), (25, 3, 3, 5), {"stride": (2, 3), "padding": 1}, Spread),
     ((5, 6, 14, 11), (70, 6, 5, 2), {"dilation": (1, 2)}, ChannelsOuter),
-    ((2, 8, 6, 7, 40), (6, 4, 2, 3, 3), {"groups": 2, "dilation": (1, 2, 1)}, Spread),
+    ((2, 8, 6, 7, 40), (6, 4, 2, 3, 3), {"groups": 2, "dilation": (1, 2, 1)}, ChannelsOuter),
     ((2, 5, 33), (7, 5, 4), {"stride": 3, "padding": ((2, 1),)}, Spread),
     ((2, 1, 170), (70, 1, 9), {"padding": 4}, Spread),  # pieces of a line, blocks of filters
     ((3, 3, 8, 41), (66, 3, 3, 5), {"padding": (2, 9), "dilation": (2, 1)}, Spread),
@@ -80,7 +80,7 @@ LAYERS = [
     ((2, 18, 4, 23), (16, 18, 3, 3), {"padding": ((4, 1), (1, 5))}, ChannelsOuter),
     ((1, 18, 3, 4, 22), (32, 9, 2, 3, 4), {"groups": 2, "padding": 1}, ChannelsOuter),
     ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, Spread),
-    ((2, 6, 5, 9, 24), (32, 3, 4, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, Spread),
+    ((2, 6, 5, 9, 24), (32, 3, 4, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, ChannelsOuter),
     ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
     ((2, 4, 9, 16, 5), (4, 1, 2, 3, 3), {"groups": 4, "dilation": (1, 3, 1)}, Bands),
@@ -108,10 +108,12 @@ LAYERS = [
     ((19, 3, 17), (4, 3, 5), {"stride": 2, "padding": 1}, Spread),
     ((16, 2, 3, 4, 5), (3, 2, 2, 1, 2), {"stride": (1, 2, 1), "padding": 1}, Spread),
     # several groups in a tile: lines of all images or of one, in rows of filters or not
-    ((3, 21, 9, 11), (14, 3, 5, 2), {"groups": 7, "padding": (2, 1)}, Spread),
+    ((3, 21, 9, 11), (14, 3, 5, 2), {"groups": 7, "padding": (2, 1)}, ChannelsOuter),
     ((9, 35, 6, 7), (40, 7, 3, 2), {"groups": 5, "padding": ((0, 2), (1, 0))}, ChannelsOuter),
     ((2, 35, 6, 7, 23), (80, 7, 2, 3, 2), {"groups": 5, "padding": (1, 1, 2)}, ChannelsOuter),
-    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (2, 1), "padding": 2}, Spread),
+    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (1, 2), "padding": 2}, Spread),
+    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (2, 1), "padding": 2}, ChannelsOuter),
+    ((2, 5, 9, 27), (15, 1, 2, 3), {"groups": 5, "padding": 1}, ChannelsOuter),
     ((2, 24, 131), (16, 3, 9), {"groups": 8, "stride": 2, "padding": 3}, Spread),
     ((2, 210, 7, 9), (201, 70, 3, 2), {"groups": 3, "padding": (1, 2)}, ChannelsInner),
     ((2, 120, 5, 31), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),
@@ -827,7 +829,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
-        ("SkylakeX", (8, 64, 28, 30), (64, 2, 3, 3), {"groups": 32}, False),
+        ("SkylakeX", (8, 64, 28, 44), (64, 2, 3, 3), {"groups": 32, "stride": 2}, False),
         ("SkylakeX", (8, 256, 999), (256, 1, 9), {"groups": 256}, False),
         ("SkylakeX", (1, 64, 16000), (64, 1, 80), {"groups": 64}, False),
         ("SkylakeX", (8, 64, 60, 30), (64, 32, 3, 3), {"groups": 2}, True),
@@ -891,7 +893,7 @@ def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "gathers"),
     [
-        ((8, 256, 999), (256, 4, 15), {"groups": 64, "padding": 7}, True),
+        ((8, 256, 999), (256, 4, 15), {"groups": 64, "padding": 7, "stride": 2}, True),
         ((8, 24, 60, 52), (7, 24, 3, 3), {}, True),
         ((8, 24, 60, 52), (8, 24, 3, 3), {}, False),  # windows of dout of 72 numbers
         ((8, 24, 60, 52), (7, 24, 3, 3), {"stride": (2, 1)}, False),  # columns would be scattered
@@ -918,11 +920,16 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         # three groups, 1.05 and 0.87 MFLOP of all
         ((1, 18, 15, 36), (18, 6, 3, 3), {"padding": 1, "groups": 3}, PASSES),
         ((1, 18, 15, 36), (15, 6, 3, 3), {"padding": 1, "groups": 3}, set()),
-        # few channels, which are spread: lines of 32 outputs of all images, of 30, and long ones
-        ((2, 12, 70, 18), (20, 3, 3, 3), {"groups": 4}, PASSES),
-        ((2, 12, 70, 17), (20, 3, 3, 3), {"groups": 4}, set()),
-        ((2, 60, 70, 18), (20, 3, 3, 3), {"groups": 20}, PASSES - {"input_grad"}),  # one filter
-        ((2, 12, 70, 22), (20, 3, 3, 3), {"groups": 4}, set()),
+        # few channels: lines of 16 outputs of all images, of 14, and long ones
+        ((2, 12, 140, 10), (20, 3, 3, 3), {"groups": 4}, PASSES),
+        ((2, 12, 140, 9), (20, 3, 3, 3), {"groups": 4}, set()),
+        ((2, 60, 140, 10), (20, 3, 3, 3), {"groups": 20}, PASSES - {"input_grad"}),  # one filter
+        ((2, 12, 70, 22), (20, 3, 3, 3), {"groups": 4}, PASSES - {"weight_grad"}),
+        ((2, 12, 70, 22), (20, 3, 4, 3), {"groups": 4}, PASSES),
+        # the same with a stride
+        ((2, 12, 280, 17), (20, 3, 3, 3), {"groups": 4, "stride": 2}, PASSES),
+        ((2, 12, 280, 16), (20, 3, 3, 3), {"groups": 4, "stride": 2}, set()),
+        ((2, 12, 280, 42), (20, 3, 3, 3), {"groups": 4, "stride": 2}, set()),
         # windows that are apart, and of one cell
         ((2, 40, 30, 33), (40, 20, 2, 2), {"groups": 2, "stride": 2}, {"input_grad"}),
         ((2, 40, 30, 33), (40, 20, 3, 2), {"groups": 2, "stride": 2}, PASSES),

@@ -25,7 +25,7 @@ from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.outer import ChannelsOuter
-from im2col_conv.engine.implicit.plan import ImplicitPlan, Made, arrangement_for
+from im2col_conv.engine.implicit.plan import LONG_LINE, ImplicitPlan, Made, arrangement_for
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SET_BYTES
@@ -62,8 +62,9 @@ WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
 NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # and where columns would be scattered
-# Of groups: work of all; outputs of all images in a line; weights of an output.
-LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS = 10**6, 32
+# Of groups: work of all; outputs of all images in a short line, for less than so many channels
+# times taps of the axis before the last; weights of an output.
+LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS, FEW_ROWS = 10**6, 16, 12
 MOST_WEIGHTS: dict[Pass, int] = {"forward": 2**15, "weight_grad": 2**18}
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
@@ -200,19 +201,28 @@ def _bands_beat_dots(geometry: ConvGeometry) -> bool:
 def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether groups, of which a tile holds several, are better multiplied tap by tap.
 
-    Not where windows are sooner copied, where many weights would be arranged for few outputs, or
-    where channels are so few that they are copied tap by tap as well, and lines are short or long.
+    Not where windows are sooner copied, or where many weights would be arranged for few outputs.
     """
     copied = _are_apart(geometry) and (each != "input_grad" or geometry.taps == 1)
     if geometry.flops < LEAST_FLOPS_OF_GROUPS or copied:
         return False
     arrangement = arrangement_for(geometry, layout, MADE[each])
+    rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
     if isinstance(arrangement, Spread):
-        line = geometry.N * geometry.out[-1]
-        several = each != "input_grad" or geometry.F > geometry.groups  # filters
-        return several and arrangement.interleaved and line >= LEAST_LINE_OF_GROUPS
+        return arrangement.interleaved and _short_lines_pay(each, geometry)
+    if isinstance(arrangement, ChannelsOuter) and rows < FEW_ROWS:
+        if geometry.out[-1] >= LONG_LINE:
+            return layout == "channels_first" and each != "weight_grad"
+        return _short_lines_pay(each, geometry)
     outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
     return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
+
+
+def _short_lines_pay(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether lines of all images are worth a product, for groups of few channels."""
+    one_filter = geometry.groups == geometry.F
+    enough = geometry.N * geometry.out[-1] >= LEAST_LINE_OF_GROUPS
+    return enough and not (each == "input_grad" and one_filter)
 
 
 def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:

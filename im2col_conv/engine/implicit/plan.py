@@ -49,7 +49,7 @@ LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
-DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
+DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last; of groups any
 FEW_IMAGES = 8  # that make a long line of short ones
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
 MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
@@ -164,7 +164,8 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
-    if stride == 1 and DEEP <= rows <= DEEPEST and (not last or _turning_pays(geometry, made)):
+    deep = DEEP if geometry.groups == 1 else 1
+    if stride == 1 and deep <= rows <= DEEPEST and (not last or _turning_pays(geometry, made)):
         return _outer(geometry, made, last=last)
     long = geometry.out[-1] >= LONG_LINE
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
@@ -184,7 +185,7 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
 def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
     """Say whether few channels that come last are sooner laid line under line than left so."""
     channels, long = geometry.C // geometry.groups, geometry.out[-1] >= LONG_LINE
-    if geometry.ndim == 1 or channels <= FEWEST:
+    if geometry.ndim == 1 or (geometry.groups == 1 and channels <= FEWEST):
         return False
     if made == "y":
         return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
