@@ -50,7 +50,7 @@ FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last; of groups any
-FEW_IMAGES = 8  # that make a long line of short ones
+FEW_IMAGES = 8  # that make a long line of short ones where channels come last
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
 MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
@@ -191,16 +191,21 @@ def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
         return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
     if made == "dx":
         return channels < MANY_TURNED and channels % SPARE > 0
-    return channels < (MANY if long else MANY_TURNED_SHORT) and (long or geometry.N >= FEW_IMAGES)
+    return channels < (MANY if long else MANY_TURNED_SHORT) and (long or _many_images(geometry))
 
 
 def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
     """Return lines under each other; where channels come last, y has rows of filters already."""
     long = geometry.out[-1] >= LONG_LINE
     if last and made == "y":
-        together = not long and geometry.N >= FEW_IMAGES
+        together = not long and _many_images(geometry)
         return ChannelsOuter(interleaved=together, by_rows=not together)
     return ChannelsOuter(interleaved=not long, by_rows=_turns(geometry, made, WORTH_TURNING[0]))
+
+
+def _many_images(geometry: ConvGeometry) -> bool:
+    """Say whether images that come last are better laid cell by cell; those of groups always."""
+    return geometry.groups > 1 or geometry.N >= FEW_IMAGES
 
 
 def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
