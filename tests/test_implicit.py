@@ -752,6 +752,19 @@ def unrolled_in(geometry):
     return {each for each, arrangement in found.items() if isinstance(arrangement, Unrolled)}
 
 
+@pytest.mark.parametrize(
+    ("groups", "images", "arrangement"),
+    [(1, 7, Spread), (1, 8, Spread), (2, 1, ChannelsOuter), (2, 7, ChannelsOuter)],
+)
+def test_lines_of_groups_lie_under_each_other_however_few_channels(groups, images, arrangement):
+    shape, w_shape = (images, 3 * groups, 12, 9), (5 * groups, 3, 3, 2)
+    geometry = ic.ConvGeometry.from_shapes(shape, w_shape, groups=groups)
+    for layout, made in product(("channels_first", "channels_last"), ("y", "dx", "dout.T")):
+        found = arrangement_for(geometry, layout, made)
+        assert isinstance(found, arrangement)
+        assert found.interleaved is (layout == "channels_first" or groups > 1)
+
+
 @needs_blas
 @pytest.mark.parametrize(
     ("images", "groups", "workspace", "joined"),
@@ -964,6 +977,26 @@ def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     library = library_with("SkylakeX")
     assert {p for p in PASSES if pays_in(p, geometry, "channels_first", library)} == taken
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "taken"),
+    [
+        # few images: windows of 120 numbers and of 128
+        ((3, 60, 19, 70), (40, 15, 4, 2), PASSES),
+        ((2, 60, 19, 70), (40, 15, 4, 2), PASSES - {"weight_grad"}),
+        ((2, 64, 19, 70), (40, 16, 4, 2), PASSES),
+        # few channels: short lines of 16 outputs of all images, of 14, and a long one
+        ((2, 12, 140, 10), (20, 3, 3, 3), PASSES - {"weight_grad"}),
+        ((2, 12, 140, 9), (20, 3, 3, 3), set()),
+        ((2, 12, 140, 22), (20, 3, 3, 3), set()),
+        ((2, 12, 140, 22), (20, 3, 4, 3), PASSES - {"weight_grad"}),
+    ],
+)
+def test_auto_for_groups_whose_channels_come_last(x_shape, w_shape, taken):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=4)
+    library = library_with("SkylakeX")
+    assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
 
 
 @pytest.mark.parametrize("line", [3, 2])

@@ -65,6 +65,7 @@ LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # and where columns would be sc
 # Of groups: work of all; outputs of all images in a short line, for less than so many channels
 # times taps of the axis before the last; weights of an output.
 LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS, FEW_ROWS = 10**6, 16, 12
+FEW_IMAGES, DEEP_WINDOW = 3, 128  # for dw where channels come last: images; numbers of a sum
 MOST_WEIGHTS: dict[Pass, int] = {"forward": 2**15, "weight_grad": 2**18}
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
 # Of depthwise layers: in all; outputs of a line; those times taps.
@@ -213,7 +214,10 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     if isinstance(arrangement, ChannelsOuter) and rows < FEW_ROWS:
         if geometry.out[-1] >= LONG_LINE:
             return layout == "channels_first" and each != "weight_grad"
-        return _short_lines_pay(each, geometry)
+        if not _short_lines_pay(each, geometry):
+            return False
+    if layout == "channels_last" and each == "weight_grad" and geometry.N < FEW_IMAGES:
+        return geometry.C // geometry.groups * geometry.taps >= DEEP_WINDOW
     outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
     return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
 
