@@ -26,6 +26,7 @@ from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
+from im2col_conv.engine.implicit.input_grad import plan_input_grad as plan_dx_tap_by_tap
 from im2col_conv.engine.implicit.weight_grad import plan_weight_grad as plan_dw_tap_by_tap
 from im2col_conv.engine.openblas import is_private, private_blas
 from im2col_conv.engine.plan import workers_for
@@ -63,6 +64,7 @@ LAYERS = {
     "one axis": ((4, 10, 9000), (36, 10, 7), {"stride": 2, "padding": ((3, 0),)}),
     "three axes": ((4, 21, 11, 20, 17), (24, 21, 3, 2, 3), {"padding": "same"}),
     "windows apart": ((13, 5, 133, 123), (40, 5, 3, 4), {"stride": (3, 5)}),
+    "groups": ((23, 60, 29, 17), (80, 12, 3, 3), {"padding": 1, "groups": 5}),
     "shallow windows": ((190, 2, 27, 25), (18, 2, 3, 4), {"stride": (1, 2), "padding": (1, 0)}),
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
@@ -295,6 +297,35 @@ def test_tap_by_tap_the_buffer_between_sums_and_dw_is_counted():
         ic.set_workspace(64 * MIB)  # no buffers of earlier calls
         _, found = peak_beyond(lambda: ic.conv_weight_grad(dout, x, w.shape, **keywords))
     assert found <= plan.worker_bytes + plan.shared_bytes + PYTHON
+
+
+@pytest.mark.skipif(private_blas() is None, reason="needs the extra fast")
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((8, 128, 14, 15), (128, 16, 3, 3), {"padding": 1}),
+        ((16, 64, 23, 24), (96, 8, 3, 3), {"padding": 1, "stride": 2}),
+        ((4, 320, 14, 13), (320, 40, 3, 3), {"padding": 1, "stride": (2, 1)}),
+    ],
+)
+def test_several_groups_take_the_memory_that_the_plan_says(x_shape, w_shape, keywords, layout):
+    keywords = {"groups": 8, **keywords}
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    (x, w, b, dout), keywords = random_layer(x_shape, w_shape, layout=layout, **keywords)
+    keywords["algorithm"] = "implicit"
+    for draw, call in (
+        (plan_tap_by_tap, lambda: ic.conv(x, w, b, **keywords)),
+        (plan_dx_tap_by_tap, lambda: ic.conv_input_grad(dout, w, x.shape, **keywords)),
+        (plan_dw_tap_by_tap, lambda: ic.conv_weight_grad(dout, x, w_shape, **keywords)),
+    ):
+        plan = draw(geometry, layout, x.dtype, 64 * MIB)
+        assert plan.tile_shape[1] > 1
+        said = plan.worker_bytes + plan.shared_bytes
+        with ic.set_workers(1):
+            ic.set_workspace(64 * MIB)  # no buffers of earlier calls
+            _, found = peak_beyond(call)
+        assert said / 3 <= found <= said + PYTHON
 
 
 def test_the_floor_is_a_row_of_output_and_two_copies_of_w():

@@ -117,6 +117,7 @@ LAYERS = [
     ((2, 24, 131), (16, 3, 9), {"groups": 8, "stride": 2, "padding": 3}, Spread),
     ((2, 210, 7, 9), (201, 70, 3, 2), {"groups": 3, "padding": (1, 2)}, ChannelsInner),
     ((2, 120, 5, 31), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),
+    ((2, 120, 5, 45), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),  # long
     # rows of outputs that see padding alone
     ((3, 2, 1, 7), (4, 2, 1, 2), {"stride": 3, "padding": ((1, 0), (2, 1))}, Spread),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
@@ -260,6 +261,10 @@ def test_one_small_block_of_weights_is_arranged_before_work_is_shared(arrangemen
     weights = np.ones(w_shape, np.float32)
     arranged = arrangement.forward_weights(weights, weights.dtype, Scratch().array)
     assert type(arranged) is kind
+    if isinstance(arrangement, ChannelsInner):
+        turned = weights.swapaxes(1, 2)  # C filters of F channels
+        arranged = arrangement.input_grad_weights(turned, weights.dtype, Scratch().array)
+        assert type(arranged) is kind
 
 
 @pytest.mark.parametrize(
@@ -772,6 +777,7 @@ def test_lines_of_groups_lie_under_each_other_however_few_channels(groups, image
         (3, 7, 2**26, 7),  # one worker's work
         (3, 7, 3 * 2**17, 2),  # as memory has it
         (3, 7, 2**18, 1),
+        (3, 7, 2**16, 1),
         (40, 9, 2**26, 5),  # two parts of 91 MFLOP
         (40, 16, 2**26, 4),  # three parts of 162, or better four
         (40, 1, 2**26, 1),
@@ -782,7 +788,43 @@ def test_a_tile_has_as_many_groups_as_workers_and_memory_let_it(images, groups, 
     geometry = ic.ConvGeometry.from_shapes(shape, w_shape, padding=1, groups=groups)
     for draw in (plan_forward, plan_weight_grad, plan_input_grad):
         plan = draw(geometry, "channels_first", np.dtype(np.float32), workspace)
-        assert plan.tile_shape[1] == joined, draw
+        assert plan.tile_shape[1] == joined
+        assert plan.worker_bytes + plan.shared_bytes <= workspace
+
+
+def test_less_groups_than_workers_could_share_are_cut():
+    geometry = ic.ConvGeometry.from_shapes((16, 40, 21, 22), (40, 20, 5, 5), groups=2)
+    for draw in (plan_forward, plan_weight_grad, plan_input_grad):
+        assert draw(geometry, "channels_first", np.dtype(np.float32), 2**26).tasks == 4
+
+
+@needs_blas
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "stride", "arrangement"),
+    [
+        ((9, 20, 16, 17), (20, 3, 3, 2), 1, ChannelsOuter),
+        ((17, 20, 16, 17), (20, 3, 3, 3), (1, 2), Spread),
+        ((2, 120, 12, 13), (120, 50, 3, 2), (2, 1), ChannelsInner),
+    ],
+)
+def test_each_group_has_its_own_bias_in_a_transposed_pass(
+    x_shape, w_shape, stride, arrangement, layout, monkeypatch
+):
+    rng = np.random.default_rng(8)
+    x, w, b = (whole(rng, shape) for shape in (x_shape, w_shape, (4 * w_shape[1],)))
+    shape = ic.conv_transpose(x, w, stride=stride, groups=4).shape
+    geometry = ic.ConvGeometry.from_shapes(shape, w_shape, stride=stride, groups=4)
+    assert isinstance(arrangement_for(geometry, layout, "dx"), arrangement)
+    library = library_with("SkylakeX")
+    monkeypatch.setattr(choice, "_kernel_fits", lambda *given: True)
+    assert pays_in("input_grad", geometry, layout, library)
+    if layout == "channels_last":
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    found = ic.conv_transpose(x, w, b, stride=stride, groups=4, layout=layout)
+    monkeypatch.setattr(choice, "private_blas", lambda: None)
+    expected = ic.conv_transpose(x, w, b, stride=stride, groups=4, layout=layout)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_windows_are_not_whole_where_weights_leave_them_no_room():

@@ -158,7 +158,7 @@ class ChannelsInner:
         g, F, C = w.shape[:3]
         weights = w.reshape(g, F, C, -1)
         W = room("weights", _packed_shape(g, F, C, weights.shape[-1]), dtype)
-        if g > 1 and W.shape[1] == 1 and W.size < TURNED_AT_ONCE:
+        if W.shape[1] == 1 and W.size < TURNED_AT_ONCE:
             W[:, 0] = weights.transpose(0, 3, 1, 2)
             return Whole(W)
 

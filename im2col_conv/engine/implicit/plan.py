@@ -45,6 +45,7 @@ __all__ = [
 
 # Measured: docs/ideas.md.
 LEAST_SHARE = 128
+LIST_BYTES = 2**23  # of the products of several groups, which are kept from call to call
 LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
@@ -258,7 +259,8 @@ def tiles_of(
     if arrangement.joins_groups and groups >= max(shares, 2) and total > 0:
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
         if units >= total:
-            joined = _groups_at_once(groups, units // total, shares)
+            listed = LIST_BYTES // _list_bytes(geometry, geometry.N, axes)
+            joined = _groups_at_once(groups, max(min(units // total, listed), 1), shares)
             whole = geometry.N, *axes, chunks
             return Tiling((groups, *whole), (joined, *whole))
     if arrangement.chunks_first:

@@ -197,9 +197,8 @@ class _Sums:
         if self._db_result is not None:
             self._db_result[...] = total_of(self.db)
         if len(self._dw):
-            groups, blocks = self._plan.chunks.extent
-            joined = -(-groups // SHARES) if self._plan.arrangement.joins_groups else 1
-            parts = Tiling((groups, blocks), (joined, -(-blocks // SHARES)))
+            chunks = self._plan.chunks.extent  # more than eight groups only where they are joined
+            parts = Tiling(chunks, tuple(-(-each // SHARES) for each in chunks))
 
             def add(index: int, scratch: Scratch) -> None:
                 groups, part = parts[index]
