@@ -1032,7 +1032,9 @@ def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
         ((2, 12, 140, 10), (20, 3, 3, 3), PASSES - {"weight_grad"}),
         ((2, 12, 140, 9), (20, 3, 3, 3), set()),
         ((2, 12, 140, 22), (20, 3, 3, 3), set()),
-        ((2, 12, 140, 22), (20, 3, 4, 3), PASSES - {"weight_grad"}),
+        ((3, 12, 140, 22), (20, 3, 4, 3), {"forward", "weight_grad"}),
+        ((3, 20, 140, 22), (20, 5, 3, 3), {"forward", "weight_grad"}),
+        ((3, 16, 140, 22), (20, 4, 4, 3), PASSES),
     ],
 )
 def test_auto_for_groups_whose_channels_come_last(x_shape, w_shape, taken):

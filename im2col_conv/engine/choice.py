@@ -63,8 +63,8 @@ NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost 
 MOST_NARROW = 64  # channels and filters of a group, or only filters
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # and where columns would be scattered
 # Of groups: work of all; outputs of all images in a short line, for less than so many channels
-# times taps of the axis before the last; weights of an output.
-LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS, FEW_ROWS = 10**6, 16, 12
+# times taps of the axis before the last (for dx where channels come last); weights of an output.
+LEAST_FLOPS_OF_GROUPS, LEAST_LINE_OF_GROUPS, FEW_ROWS = 10**6, 16, (12, 16)
 FEW_IMAGES, DEEP_WINDOW = 3, 128  # for dw where channels come last: images; numbers of a sum
 MOST_WEIGHTS: dict[Pass, int] = {"forward": 2**15, "weight_grad": 2**18}
 LEAST_LINE, LEAST_LINE_READ = 2, 12  # outputs; for dw where channels come last
@@ -211,12 +211,14 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
     if isinstance(arrangement, Spread):
         return arrangement.interleaved and _short_lines_pay(each, geometry)
-    if isinstance(arrangement, ChannelsOuter) and rows < FEW_ROWS:
+    last = layout == "channels_last"
+    few = FEW_ROWS[last and each == "input_grad"]
+    if isinstance(arrangement, ChannelsOuter) and rows < few:
         if geometry.out[-1] >= LONG_LINE:
-            return layout == "channels_first" and each != "weight_grad"
+            return not last and each != "weight_grad"
         if not _short_lines_pay(each, geometry):
             return False
-    if layout == "channels_last" and each == "weight_grad" and geometry.N < FEW_IMAGES:
+    if last and each == "weight_grad" and geometry.N < FEW_IMAGES:
         return geometry.C // geometry.groups * geometry.taps >= DEEP_WINDOW
     outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
     return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
