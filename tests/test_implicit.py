@@ -775,7 +775,7 @@ def test_lines_of_groups_lie_under_each_other_however_few_channels(groups, image
     ("images", "groups", "workspace", "joined"),
     [
         (3, 7, 2**26, 7),  # one worker's work
-        (3, 7, 3 * 2**17, 2),  # as memory has it
+        (3, 7, 2**20, 2),  # as memory has it
         (3, 7, 2**18, 1),
         (3, 7, 2**16, 1),
         (40, 9, 2**26, 5),  # two parts of 91 MFLOP
@@ -790,6 +790,32 @@ def test_a_tile_has_as_many_groups_as_workers_and_memory_let_it(images, groups, 
         plan = draw(geometry, "channels_first", np.dtype(np.float32), workspace)
         assert plan.tile_shape[1] == joined
         assert plan.worker_bytes + plan.shared_bytes <= workspace
+
+
+def test_several_groups_are_refused_no_workspace_that_one_fits():
+    geometry = ic.ConvGeometry.from_shapes(
+        (16, 240, 9, 4), (60, 4, 3, 2), groups=60, stride=(1, 2), padding=(2, 1)
+    )
+    for workspace, draw in product(
+        (2**19, 2**20, 2**22), (plan_forward, plan_weight_grad, plan_input_grad)
+    ):
+        plan = draw(geometry, "channels_first", np.dtype(np.float32), workspace)
+        assert plan.worker_bytes + plan.shared_bytes <= workspace
+
+
+@needs_blas
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels", [2, 40])
+def test_images_without_cells_have_gradients_tap_by_tap(channels, groups):
+    x, w = np.ones((2, channels, 0, 7)), np.ones((6, channels // groups, 2, 3))
+    keywords = {"padding": (2, 1), "groups": groups, "algorithm": "implicit"}
+    y = ic.conv(x, w, **keywords)
+    assert y.shape == (2, 6, 3, 7)
+    assert not y.any()
+    dx, dw, db = ic.conv_grads(np.ones_like(y), x, w, **keywords)
+    assert dx.shape == x.shape
+    assert not dw.any()
+    np.testing.assert_array_equal(db, 42)
 
 
 def test_less_groups_than_workers_could_share_are_cut():
@@ -1041,6 +1067,16 @@ def test_auto_for_groups_whose_channels_come_last(x_shape, w_shape, taken):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=4)
     library = library_with("SkylakeX")
     assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
+
+
+def test_auto_goes_by_the_weights_of_groups_in_either_layout():
+    library = library_with("SkylakeX")
+    for filters, taken in ((512, PASSES - {"forward"}), (514, {"input_grad"})):
+        geometry = ic.ConvGeometry.from_shapes(
+            (1, 128, 4, 7), (filters, 64, 4, 4), groups=2, stride=3
+        )
+        for layout in ("channels_first", "channels_last"):
+            assert {p for p in PASSES if pays_in(p, geometry, layout, library)} == taken
 
 
 @pytest.mark.parametrize("line", [3, 2])

@@ -218,8 +218,9 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
             return not last and each != "weight_grad"
         if not _short_lines_pay(each, geometry):
             return False
-    if last and each == "weight_grad" and geometry.N < FEW_IMAGES:
-        return geometry.C // geometry.groups * geometry.taps >= DEEP_WINDOW
+    shallow = geometry.C // geometry.groups * geometry.taps < DEEP_WINDOW
+    if last and each == "weight_grad" and geometry.N < FEW_IMAGES and shallow:
+        return False
     outputs, weights = geometry.N * geometry.positions, math.prod(geometry.w_shape)
     return each not in MOST_WEIGHTS or weights <= MOST_WEIGHTS[each] * outputs
 

@@ -145,7 +145,7 @@ class ChannelsInner:
         W = room("weights", _packed_shape(g, C, F, weights.shape[-1]), dtype)
         if W.shape[1] == 1 and W.size < TURNED_AT_ONCE:
             W[:, 0] = weights.transpose(0, 3, 2, 1)
-            return Whole(W)  # all workers begin with this block, and would wait for who makes it
+            return Whole(W)  # or workers would wait for who makes the block that all begin with
 
         def make(blas: OpenBlas, scratch: Scratch, group: int, block: int) -> None:
             for part, packed in _parts(weights[group], W[group], block, TURNED_AT_ONCE):

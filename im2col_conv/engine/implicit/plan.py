@@ -45,12 +45,12 @@ __all__ = [
 
 # Measured: docs/ideas.md.
 LEAST_SHARE = 128
-LIST_BYTES = 2**23  # of the products of several groups, which are kept from call to call
+LIST_BYTES = 2**23  # at most, as estimated, for the products of several groups
 LEAST_WORK = 5e7
 FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
-DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last; of groups any
+DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last; of groups from 1 on
 FEW_IMAGES = 8  # that make a long line of short ones where channels come last
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
 MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
@@ -58,7 +58,7 @@ MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 LONG_LINE = 20
 WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
-MOST_WEIGHTS = 2**22  # of a group, so that the workspace holds its windows as well
+MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
@@ -192,20 +192,22 @@ def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
         return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
     if made == "dx":
         return channels < MANY_TURNED and channels % SPARE > 0
-    return channels < (MANY if long else MANY_TURNED_SHORT) and (long or _many_images(geometry))
+    return channels < (MANY if long else MANY_TURNED_SHORT) and (
+        long or _lie_cell_by_cell(geometry)
+    )
 
 
 def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
     """Return lines under each other; where channels come last, y has rows of filters already."""
     long = geometry.out[-1] >= LONG_LINE
     if last and made == "y":
-        together = not long and _many_images(geometry)
+        together = not long and _lie_cell_by_cell(geometry)
         return ChannelsOuter(interleaved=together, by_rows=not together)
     return ChannelsOuter(interleaved=not long, by_rows=_turns(geometry, made, WORTH_TURNING[0]))
 
 
-def _many_images(geometry: ConvGeometry) -> bool:
-    """Say whether images that come last are better laid cell by cell; those of groups always."""
+def _lie_cell_by_cell(geometry: ConvGeometry) -> bool:
+    """Say whether short lines that come last are better of all images; those of groups always."""
     return geometry.groups > 1 or geometry.N >= FEW_IMAGES
 
 
@@ -223,9 +225,9 @@ def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
 
 def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
     """Say whether windows are sooner copied than weights are arranged."""
-    filters, weights = geometry.F // geometry.groups, math.prod(geometry.w_shape)
     least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
-    return geometry.groups == 1 and filters >= least and weights <= MOST_WEIGHTS
+    few = math.prod(geometry.w_shape) <= MOST_WEIGHTS
+    return geometry.groups == 1 and geometry.F >= least and few
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
@@ -258,10 +260,11 @@ def tiles_of(
     total, split, overlap = geometry.N * math.prod(axes), groups, overlap_of(geometry)
     if arrangement.joins_groups and groups >= max(shares, 2) and total > 0:
         units = _units(geometry, arrangement, axes, made, channels, dtype, available)
-        if units >= total:
-            listed = LIST_BYTES // _list_bytes(geometry, geometry.N, axes)
-            joined = _groups_at_once(groups, max(min(units // total, listed), 1), shares)
+        listed = min(LIST_BYTES, available // 4) // _list_bytes(geometry, geometry.N, geometry.out)
+        most = min(units // total, listed)
+        if most > 0:
             whole = geometry.N, *axes, chunks
+            joined = _groups_at_once(groups, most, shares)
             return Tiling((groups, *whole), (joined, *whole))
     if arrangement.chunks_first:
         split *= chunks
@@ -304,7 +307,7 @@ def _units(
     numbers = tile_numbers(
         geometry, arrangement, made, 1, channels, many, geometry.size, geometry.out
     )
-    each = numbers / (many * math.prod(axes)) * dtype.itemsize
+    each = max(numbers, 1) / max(many * math.prod(axes), 1) * dtype.itemsize
     return int(max(min(arrangement.tile_bytes, available // 4), 1) / each)
 
 

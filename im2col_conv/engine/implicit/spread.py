@@ -172,9 +172,8 @@ class Spread:
         if self.interleaved:
             numbers = scratch.array("images", (image.size,), memory.dtype)
             target = images_inner(numbers, image.shape, by_rows=self.by_rows)
-        target[...] = 0
-        if b is not None:
-            target += grouped(b.reshape(-1, 1, *[1] * len(tile.axes)), tile.groups)
+        per_channel = None if b is None else b.reshape(-1, 1, *[1] * len(tile.axes))
+        target[...] = 0 if per_channel is None else grouped(per_channel, tile.groups)
         rows = self._by_tap(memory, tile)
         for n in self._added_at_once(tile.images):
             for tap, outs, cells, _ in _met(tile.axes[-1]):

@@ -240,7 +240,7 @@ def _ld(matrix: Array) -> int:
 
 
 def _add_by_taps(tile: Tile, dout: Array, rows: Array, dw: Array) -> None:
-    """Add to dw (chunks, f, K) what outputs have that meet a cell, which padding is not."""
+    """Add to dw (1, chunks, f, K) what outputs have that meet a cell, which padding is not."""
     kernel, outs = zip(*((axis.kernel, axis.outs) for axis in tile.axes), strict=True)
     douts = dout.reshape(tile.F, tile.images, *outs)
     cells = rows.T.reshape(tile.C, *kernel, tile.images, *outs)

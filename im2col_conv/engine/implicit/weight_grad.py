@@ -197,8 +197,8 @@ class _Sums:
         if self._db_result is not None:
             self._db_result[...] = total_of(self.db)
         if len(self._dw):
-            chunks = self._plan.chunks.extent  # more than eight groups only where they are joined
-            parts = Tiling(chunks, tuple(-(-each // SHARES) for each in chunks))
+            chunks = self._plan.chunks.extent
+            parts = Tiling(chunks, (1, -(-chunks[1] // SHARES)))
 
             def add(index: int, scratch: Scratch) -> None:
                 groups, part = parts[index]
