@@ -227,7 +227,7 @@ def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
     """Say whether windows are sooner copied than weights are arranged."""
     least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
     few = math.prod(geometry.w_shape) <= MOST_WEIGHTS
-    return geometry.groups == 1 and geometry.F >= least and few
+    return geometry.groups == 1 and least <= geometry.F and few
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:
