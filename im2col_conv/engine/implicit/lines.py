@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from im2col_conv.arrays import Array
+from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.implicit.moves import last_to, move, move_images
 from im2col_conv.engine.implicit.pairs import Axis, places_of
 from im2col_conv.engine.implicit.tile import Shape, Tile, row_of
@@ -46,8 +46,8 @@ def grouped(image: Array, groups: int) -> Array:
     """
     if groups == 1:
         return image
-    by_group = image.reshape(groups, len(image) // groups, *image.shape[1:])
-    return by_group.transpose(1, 2, 0, *range(3, by_group.ndim))
+    apart = by_group(image.swapaxes(0, 1), groups)  # [g, c, n, *cells]
+    return apart.transpose(1, 2, 0, *range(3, apart.ndim))
 
 
 def axes_outside(tile: Tile, together: int) -> tuple[Axis, Axis]:
