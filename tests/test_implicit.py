@@ -16,13 +16,13 @@ from im2col_conv.engine.arithmetic import SMALL_PRODUCT
 from im2col_conv.engine.choice import WIDE_KERNELS
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import spread
+from im2col_conv.engine.implicit.arrangements import arrangement_for
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.forward import plan_forward
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.input_grad import plan_input_grad
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import Axis, axes_between, places_of
-from im2col_conv.engine.implicit.plan import arrangement_for
 from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
@@ -79,7 +79,8 @@ LAYERS = [
     ((2, 19, 5, 29), (80, 19, 3, 3), {"padding": (2, 1)}, ChannelsOuter),
     ((2, 18, 4, 23), (16, 18, 3, 3), {"padding": ((4, 1), (1, 5))}, ChannelsOuter),
     ((1, 18, 3, 4, 22), (32, 9, 2, 3, 4), {"groups": 2, "padding": 1}, ChannelsOuter),
-    ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, Spread),
+    ((2, 1, 29, 71), (80, 1, 15, 14), {"padding": (3, 2), "stride": (3, 1)}, Spread),
+    ((2, 3, 29, 71), (80, 3, 11, 9), {"padding": (3, 2), "stride": (3, 2)}, ChannelsOuter),
     ((2, 6, 5, 9, 24), (32, 3, 4, 4, 5), {"groups": 2, "padding": (1, 0, 1)}, ChannelsOuter),
     ((2, 70, 6, 43), (66, 70, 3, 3), {"padding": (1, 2)}, ChannelsInner),  # long lines
     ((3, 10, 19, 13), (10, 1, 3, 2), {"groups": 10, "padding": 1, "stride": (2, 1)}, Bands),
@@ -103,21 +104,36 @@ LAYERS = [
     ((3, 1, 9, 30), (1, 1, 3, 2), {"padding": 1}, Spread),  # one plane for one plane
     # many images, which lie cell by cell where lines are short
     ((20, 3, 9, 11), (5, 3, 3, 2), {"stride": (2, 1), "padding": (1, 2)}, Spread),
-    ((17, 2, 9, 8), (70, 2, 2, 3), {"stride": (1, 2), "padding": (0, 3), "dilation": 2}, Spread),
-    ((18, 1, 12, 7), (3, 1, 5, 3), {"stride": 3, "padding": (4, 5)}, Spread),
+    ((7, 2, 9, 8), (70, 2, 2, 3), {"stride": (1, 2), "padding": (0, 3), "dilation": 2}, Spread),
+    ((6, 1, 12, 7), (3, 1, 5, 3), {"stride": 3, "padding": (4, 5)}, Spread),
+    ((18, 1, 12, 7), (3, 1, 5, 3), {"stride": 3, "padding": (4, 5)}, ChannelsOuter),
     ((19, 3, 17), (4, 3, 5), {"stride": 2, "padding": 1}, Spread),
     ((16, 2, 3, 4, 5), (3, 2, 2, 1, 2), {"stride": (1, 2, 1), "padding": 1}, Spread),
     # several groups in a tile: lines of all images or of one, in rows of filters or not
     ((3, 21, 9, 11), (14, 3, 5, 2), {"groups": 7, "padding": (2, 1)}, ChannelsOuter),
     ((9, 35, 6, 7), (40, 7, 3, 2), {"groups": 5, "padding": ((0, 2), (1, 0))}, ChannelsOuter),
     ((2, 35, 6, 7, 23), (80, 7, 2, 3, 2), {"groups": 5, "padding": (1, 1, 2)}, ChannelsOuter),
-    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (1, 2), "padding": 2}, Spread),
+    ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (1, 2), "padding": 2}, ChannelsOuter),
     ((17, 12, 9, 10), (18, 2, 3, 2), {"groups": 6, "stride": (2, 1), "padding": 2}, ChannelsOuter),
     ((2, 5, 9, 27), (15, 1, 2, 3), {"groups": 5, "padding": 1}, ChannelsOuter),
     ((2, 24, 131), (16, 3, 9), {"groups": 8, "stride": 2, "padding": 3}, Spread),
     ((2, 210, 7, 9), (201, 70, 3, 2), {"groups": 3, "padding": (1, 2)}, ChannelsInner),
-    ((2, 120, 5, 31), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),
-    ((2, 120, 5, 45), (69, 40, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),  # long
+    ((2, 156, 5, 31), (69, 52, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),
+    ((2, 156, 5, 45), (69, 52, 2, 3), {"groups": 3, "stride": (1, 2)}, ChannelsInner),  # long
+    # lines of each phase: of one image, and by rows; of all, one without cells; groups; other axes
+    ((2, 9, 13, 80), (70, 9, 3, 4), {"padding": (2, 1), "stride": (2, 3)}, ChannelsOuter),
+    ((2, 19, 7, 61), (80, 19, 3, 3), {"padding": ((2, 0), (1, 3)), "stride": 2}, ChannelsOuter),
+    ((9, 8, 14, 11), (70, 8, 5, 2), {"stride": (2, 3), "dilation": (1, 2)}, ChannelsOuter),
+    ((8, 17, 6, 2), (5, 17, 2, 3), {"stride": 3, "padding": (1, 4)}, ChannelsOuter),
+    ((3, 24, 9, 13), (16, 3, 3, 5), {"groups": 8, "stride": (1, 2), "padding": 1}, ChannelsOuter),
+    ((2, 28, 9, 57), (32, 14, 3, 2), {"groups": 2, "stride": (1, 2), "padding": 1}, ChannelsOuter),
+    ((2, 18, 131), (5, 18, 5), {"stride": 2, "padding": 3}, ChannelsOuter),
+    (
+        (1, 12, 3, 6, 50),
+        (16, 6, 2, 3, 3),
+        {"groups": 2, "stride": (1, 2, 2), "padding": 1, "dilation": (2, 1, 1)},
+        ChannelsOuter,
+    ),
     # rows of outputs that see padding alone
     ((3, 2, 1, 7), (4, 2, 1, 2), {"stride": 3, "padding": ((1, 0), (2, 1))}, Spread),
     ((2, 5, 4, 3, 6), (7, 5, 1, 1, 1), {"dilation": 2}, Pointwise),
@@ -830,7 +846,7 @@ def test_less_groups_than_workers_could_share_are_cut():
     ("x_shape", "w_shape", "stride", "arrangement"),
     [
         ((9, 20, 16, 17), (20, 3, 3, 2), 1, ChannelsOuter),
-        ((17, 20, 16, 17), (20, 3, 3, 3), (1, 2), Spread),
+        ((17, 20, 16, 17), (20, 3, 3, 3), (1, 2), ChannelsOuter),
         ((2, 120, 12, 13), (120, 50, 3, 2), (2, 1), ChannelsInner),
     ],
 )
@@ -910,7 +926,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
-        ("SkylakeX", (8, 64, 28, 44), (64, 2, 3, 3), {"groups": 32, "stride": 2}, False),
+        ("SkylakeX", (2, 64, 14, 22), (64, 2, 3, 3), {"groups": 32, "stride": 2}, False),
         ("SkylakeX", (8, 256, 999), (256, 1, 9), {"groups": 256}, False),
         ("SkylakeX", (1, 64, 16000), (64, 1, 80), {"groups": 64}, False),
         ("SkylakeX", (8, 64, 60, 30), (64, 32, 3, 3), {"groups": 2}, True),
@@ -1010,7 +1026,8 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         # the same with a stride
         ((2, 12, 280, 17), (20, 3, 3, 3), {"groups": 4, "stride": 2}, PASSES),
         ((2, 12, 280, 16), (20, 3, 3, 3), {"groups": 4, "stride": 2}, set()),
-        ((2, 12, 280, 42), (20, 3, 3, 3), {"groups": 4, "stride": 2}, set()),
+        ((2, 12, 280, 42), (20, 3, 3, 3), {"groups": 4, "stride": 2}, {"input_grad"}),
+        ((2, 12, 280, 42), (20, 3, 4, 3), {"groups": 4, "stride": 2}, PASSES),
         # windows that are apart, and of one cell
         ((2, 40, 30, 33), (40, 20, 2, 2), {"groups": 2, "stride": 2}, {"input_grad"}),
         ((2, 40, 30, 33), (40, 20, 3, 2), {"groups": 2, "stride": 2}, PASSES),
@@ -1221,11 +1238,73 @@ def test_products_refuse_matrices_that_cannot_be(a):
 
 @pytest.mark.parametrize(("channels", "arrangement"), [(15, Spread), (16, ChannelsInner)])
 def test_many_channels_that_lie_innermost_are_taken_as_they_lie(channels, arrangement):
-    shapes = (1, channels, 31, 33), (8, channels, 3, 1)
-    geometry = ic.ConvGeometry.from_shapes(*shapes, padding=1, stride=(1, 2))
+    geometry = ic.ConvGeometry.from_shapes((1, channels, 65), (8, channels, 3), stride=2)
     assert isinstance(arrangement_for(geometry, "channels_last", "y"), arrangement)
-    geometry = ic.ConvGeometry.from_shapes(*shapes, padding=1)
-    assert isinstance(arrangement_for(geometry, "channels_first", "y"), ChannelsOuter)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "line", "groups", "laid"),
+    [
+        # channels first: dx below 32 channels; long lines, many images or groups
+        (7, 31, 20, 1, "y dx dw, last: "),
+        (7, 32, 20, 1, "y dw, last: "),
+        (7, 12, 19, 1, "dx, last: y dx"),
+        (8, 12, 19, 1, "y dx dw, last: y dx"),
+        (1, 12, 19, 2, "y dx dw, last: y dx"),
+        # channels last: y below 16; dx below 24, not 16; dw of long lines, or of groups below 12
+        (8, 11, 19, 1, "y dx dw, last: y dx"),
+        (1, 11, 19, 2, "y dx dw, last: y dx dw"),
+        (1, 15, 20, 1, "y dx dw, last: y dx dw"),
+        (1, 16, 20, 1, "y dx dw, last: "),
+        (1, 23, 20, 1, "y dx dw, last: dx"),
+        (1, 24, 20, 1, "y dx dw, last: "),
+        # few channels
+        (1, 1, 20, 1, "y dx dw, last: "),
+        (1, 2, 20, 1, "y dx dw, last: "),
+        (1, 3, 20, 1, "y dx dw, last: y dx dw"),
+        (1, 1, 20, 2, "y dx dw, last: y dx dw"),
+    ],
+)
+def test_cells_a_stride_apart_are_laid_in_lines_of_each_phase(images, channels, line, groups, laid):
+    x_shape, w_shape = (images, channels * groups, 9, 2 * line + 2), (8, channels, 3, 3)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, stride=(1, 2), groups=groups)
+    found = {
+        layout: [
+            name
+            for made, name in (("y", "y"), ("dx", "dx"), ("dout.T", "dw"))
+            if isinstance(arrangement_for(geometry, layout, made), ChannelsOuter)
+        ]
+        for layout in ("channels_first", "channels_last")
+    }
+    first, last = (" ".join(names) for names in found.values())
+    assert f"{first}, last: {last}" == laid
+
+
+@pytest.mark.parametrize(
+    ("channels", "made", "laid"), [(15, "y", False), (16, "y", True), (32, "dx", False)]
+)
+def test_along_one_axis_lines_of_each_phase_have_many_channels(channels, made, laid):
+    geometry = ic.ConvGeometry.from_shapes((3, channels, 99), (9, channels, 5), stride=2)
+    assert isinstance(arrangement_for(geometry, "channels_first", made), ChannelsOuter) is laid
+
+
+@pytest.mark.parametrize(
+    ("line", "keywords", "first", "last"),
+    [
+        (32, {}, set(), set()),
+        (33, {}, {"forward"}, {"forward", "weight_grad"}),
+        (33, {"stride": (1, 2)}, {"forward", "weight_grad"}, {"forward", "weight_grad"}),
+        (32, {"stride": (1, 2)}, set(), set()),
+    ],
+)
+def test_auto_multiplies_shallow_windows_of_long_lines_tap_by_tap(line, keywords, first, last):
+    stride = keywords.get("stride", (1, 1))[1]
+    shapes = (9, 2, 60, stride * (line - 1) + 5), (20, 2, 5, 5)  # windows of 50 numbers
+    geometry = ic.ConvGeometry.from_shapes(*shapes, **keywords)
+    library = library_with("SkylakeX")
+    for layout, expected in (("channels_first", first), ("channels_last", last)):
+        found = {p for p in PASSES if pays_in(p, geometry, layout, library)}
+        assert found - {"input_grad"} == expected
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from im2col_conv.engine.im2col.phased import PhasedPlan, input_grad_by_phases, p
 from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
+from im2col_conv.engine.implicit.arrangements import LONG_LINE, Made, arrangement_for
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.outer import ChannelsOuter
-from im2col_conv.engine.implicit.plan import LONG_LINE, ImplicitPlan, Made, arrangement_for
+from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SET_BYTES
@@ -75,6 +76,7 @@ MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow k
 # for less than so many taps or more; channels.
 LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS_BANDED, LEAST_PLANES = 60, (16, 8), 20, 8
 SHALLOW = 64  # numbers that a result is the sum of
+LEAST_LINE_SHALLOW = 33  # outputs of a line, for such windows of two axes to be worth a product
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
@@ -215,7 +217,8 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     few = FEW_ROWS[last and each == "input_grad"]
     if isinstance(arrangement, ChannelsOuter) and rows < few:
         if geometry.out[-1] >= LONG_LINE:
-            return not last and each != "weight_grad"
+            strided = geometry.stride[-1] > 1
+            return not last and (each == "input_grad" or (each == "forward" and not strided))
         if not _short_lines_pay(each, geometry):
             return False
     shallow = geometry.C // geometry.groups * geometry.taps < DEEP_WINDOW
@@ -243,7 +246,8 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     many = last and geometry.F > MOST_FILTERS and not _outputs_collide(geometry, dtype)
     laid = last and _is_laid(each, geometry)
-    shallow = geometry.F > 1 and not (many or laid) and geometry.C * geometry.taps <= SHALLOW
+    deep = geometry.C * geometry.taps > SHALLOW or _lines_are_long(each, geometry, last=last)
+    shallow = geometry.F > 1 and not (many or laid or deep)
     # With a stride, x is loaded for each chunk of filters.
     again = max(geometry.stride) > 1 and each == "weight_grad"
     few = geometry.C < FEW_CHANNELS
@@ -251,6 +255,13 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     once = _are_apart(geometry) and wide and (not last or few or (again and geometry.taps == 1))
     large = math.prod(geometry.w_shape) * dtype.itemsize > CHEAP_SUM
     return shallow or once or (again and large)
+
+
+def _lines_are_long(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
+    """Say whether lines of shallow windows are long enough for products that are not deep."""
+    read = each != "weight_grad" or last or geometry.stride[-1] > 1
+    long = geometry.ndim == 2 and geometry.out[-1] >= LEAST_LINE_SHALLOW
+    return read and long and geometry.taps > 1
 
 
 def _are_apart(geometry: ConvGeometry) -> bool:

@@ -4,9 +4,10 @@ r"""Channels before the last axis: a line of cells lies under the line of the ne
           dx_{lines} \mathrel{+}= W_t^T \, dout_{line}, \quad
           dW_t^T \mathrel{+}= x_{lines} \, dout_{line}^T
 
-for each tap t of the last axis, along which the stride is 1, where r taps of the axis before it,
-which meet neighbouring lines, are one matrix: this makes products of few channels deep enough to
-pay. Where lines are short, the images of a tile lie cell by cell.
+for each tap t of the last axis, where r taps of the axis before it, which meet neighbouring lines,
+are one matrix: this makes products of few channels deep enough to pay. With a stride along the last
+axis, the cells of x and dx lie in as many phases, so that those that a tap meets are neighbours.
+Where lines are short, the images of a tile lie cell by cell.
 
 x and dx are copied to lie so. The lines of y and dout are used where they are, if they are long;
 only for dw, long lines of dout are copied with their channels innermost, since products with a
@@ -18,6 +19,7 @@ least, as filters often are and lines are not.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -66,6 +68,8 @@ class ChannelsOuter:
         Whether the images of a tile lie cell by cell.
     by_rows : bool
         Whether y has a row for each output, until it is stored.
+    stride : int
+        Of the last axis.
     """
 
     tile_bytes: ClassVar[int] = 2**22
@@ -75,6 +79,7 @@ class ChannelsOuter:
 
     interleaved: bool
     by_rows: bool
+    stride: int
 
     def chunk(self, channels: int) -> int:
         return channels
@@ -105,11 +110,11 @@ class ChannelsOuter:
             return load_outputs(blas, scratch, name, self.interleaved, image, dtype)
         image = grouped(image, tile.groups)
         memory = scratch.array(name, self._order(image.shape), dtype)
-        view = self._view(memory, image.shape)
-        if self.interleaved:
-            move_images(blas, image, view)
-        else:
-            copy_lines(image, view)
+        for part, view in self._phases(image, memory):
+            if self.interleaved:
+                move_images(blas, part, view)
+            else:
+                copy_lines(part, view)
         return memory
 
     def room(
@@ -140,11 +145,11 @@ class ChannelsOuter:
         image = grouped(image, tile.groups)
         if b is not None:
             memory += b.reshape(tile.groups, *[1] * (len(tile.axes) - 1), tile.C, 1)
-        view = self._view(memory, image.shape)
-        if self.interleaved:
-            move_images(blas, view, image)
-        else:
-            copy_lines(view, image)
+        for part, view in self._phases(image, memory):
+            if self.interleaved:
+                move_images(blas, view, part)
+            else:
+                copy_lines(view, part)
 
     def sums(self, memory: Array, image: Array) -> Array:
         return sums_of(image, memory.dtype)
@@ -193,13 +198,20 @@ class ChannelsOuter:
             blas.run(_weight_grad(tile, row_steps(dout)), x, dout, dw)
 
     def _order(self, shape: Shape) -> Shape:
-        """Return the shape of the memory of x or dx: (image, *outer, c, line)."""
+        """Return the shape of the memory of x or dx: (phase, image, *outer, c, line)."""
         c, n, *outer, last = shape
         together = n if self.interleaved else 1
-        return (n // together, *outer, c, row_of(last * together))
+        row = row_of(_line(last, self.stride) * together)
+        return (self.stride, n // together, *outer, c, row)
+
+    def _phases(self, image: Array, memory: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield the cells of each phase and the view of its memory, both as [c, n, *cells]."""
+        for phase, lines in enumerate(memory):
+            part = image[..., phase :: self.stride]
+            yield part, self._view(lines, part.shape)
 
     def _view(self, memory: Array, shape: Shape) -> Array:
-        """Return the view [c, n, *cells] of the memory of x or dx."""
+        """Return the view [c, n, *cells] of the memory of one phase."""
         _, n, *_, last = shape
         together = n if self.interleaved else 1
         lines = memory[..., : last * together].reshape(*memory.shape[:-1], last, together)
@@ -208,6 +220,11 @@ class ChannelsOuter:
         n, rest = (c + 2, 0) if self.interleaved else (0, c + 2)
         view: Array = lines.transpose(c, n, *range(1, c), c + 1, rest)[..., 0]
         return view
+
+
+def _line(cells: int, stride: int) -> int:
+    """Return the cells of a line of one phase: those of the first, which has the most."""
+    return -(-cells // stride)
 
 
 class _Lines:
@@ -228,15 +245,18 @@ class _Lines:
         self.length = pairs.length * together
         self.depth = pairs.taps * tile.C
         self._outer = axes[:-1]
+        self._lines = math.prod(axis.cells for axis in self._outer)
         self._group = group_of(pairs.out, self._outer)
         self._outer_taps = tile.taps // last.kernel
         self._last_tap = self._group * last.kernel + pairs.last_tap
 
     def x(self) -> Operand:
         """Return the cells of each pair: a row for each tap and channel."""
-        row = row_of(self._tile.axes[-1].cells * self._together)
-        first = self._pairs.cell * self._tile.C * row
-        return Operand(first + self._pairs.last_cell * self._together, row)
+        last = self._tile.axes[-1]
+        row = row_of(_line(last.cells, last.stride) * self._together)
+        place, phase = np.divmod(self._pairs.last_cell, last.stride)
+        lines = phase * self._lines + self._pairs.cell
+        return Operand(lines * self._tile.C * row + place * self._together, row)
 
     def y(self, f: Array, apart: Shape) -> Operand:
         """Return the outputs of each pair: a row for each filter from ``f``."""

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.implicit.bands import Bands, bands_for, is_depthwise
-from im2col_conv.engine.implicit.inner import ChannelsInner
-from im2col_conv.engine.implicit.lines import BLOCK
-from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.arrangements import Made
+from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.pairs import axes_between
-from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
-from im2col_conv.engine.implicit.spread import Spread
-from im2col_conv.engine.implicit.tile import SPARE, Arrangement, Shape, Tile
-from im2col_conv.engine.implicit.unrolled import Unrolled
+from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut, cut_evenly, overlap_of
@@ -28,9 +23,7 @@ from im2col_conv.lowering import Slices
 
 __all__ = [
     "ImplicitPlan",
-    "Made",
     "Step",
-    "arrangement_for",
     "channels_in_groups",
     "channels_of",
     "loaded",
@@ -47,22 +40,7 @@ __all__ = [
 LEAST_SHARE = 128
 LIST_BYTES = 2**23  # at most, as estimated, for the products of several groups
 LEAST_WORK = 5e7
-FEW = 200  # channels times taps of the last two axes
-FEWEST = 4  # channels, with the taps of two axes however many
-MANY = 16  # channels that are deep enough for a product where they lie innermost
-DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last; of groups from 1 on
-FEW_IMAGES = 8  # that make a long line of short ones where channels come last
-# Channels that come last and are better left so, where lines are short for dw; filters for y.
-MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
-LONG_LINE = 20
-WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
-LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
-MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
-MANY_IMAGES = 16  # that make a product of one output of each
-
-Made: TypeAlias = Literal["y", "dx", "dout.T"]
-"""What a tile makes, by name; for dw it is the part of dout that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,81 +131,6 @@ def loaded(
         memory = plan.arrangement.load(blas, scratch, name, source, step.tile, plan.dtype)
         scratch.know(name, what, memory)
     return memory
-
-
-def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
-    """Return how a tile lies: by the channels that an output sees, and where they lie."""
-    if is_depthwise(geometry):
-        return bands_for(geometry, layout, for_dw=made == "dout.T")
-    if is_pointwise(geometry):
-        return Pointwise(by_rows=layout == "channels_last")
-    stride = geometry.stride[-1]
-    channels = geometry.C // geometry.groups
-    rows = channels * math.prod(geometry.kernel[-2:-1])
-    last = layout == "channels_last"
-    deep = DEEP if geometry.groups == 1 else 1
-    if stride == 1 and deep <= rows <= DEEPEST and (not last or _turning_pays(geometry, made)):
-        return _outer(geometry, made, last=last)
-    long = geometry.out[-1] >= LONG_LINE
-    few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
-    if few and not (last and channels >= MANY):
-        return Spread(
-            not long and (not last or geometry.N >= MANY_IMAGES),
-            kernel=geometry.kernel[-1],
-            stride=stride,
-            reach=geometry.reach[-1],
-            by_rows=last or _turns(geometry, made, WORTH_TURNING[1]),
-        )
-    if _unrolls(geometry, made):
-        return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
-    return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
-
-
-def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
-    """Say whether few channels that come last are sooner laid line under line than left so."""
-    channels, long = geometry.C // geometry.groups, geometry.out[-1] >= LONG_LINE
-    if geometry.ndim == 1 or (geometry.groups == 1 and channels <= FEWEST):
-        return False
-    if made == "y":
-        return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
-    if made == "dx":
-        return channels < MANY_TURNED and channels % SPARE > 0
-    return channels < (MANY if long else MANY_TURNED_SHORT) and (
-        long or _lie_cell_by_cell(geometry)
-    )
-
-
-def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
-    """Return lines under each other; where channels come last, y has rows of filters already."""
-    long = geometry.out[-1] >= LONG_LINE
-    if last and made == "y":
-        together = not long and _lie_cell_by_cell(geometry)
-        return ChannelsOuter(interleaved=together, by_rows=not together)
-    return ChannelsOuter(interleaved=not long, by_rows=_turns(geometry, made, WORTH_TURNING[0]))
-
-
-def _lie_cell_by_cell(geometry: ConvGeometry) -> bool:
-    """Say whether short lines that come last are better of all images; those of groups always."""
-    return geometry.groups > 1 or geometry.N >= FEW_IMAGES
-
-
-def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
-    """Say whether y is sooner made in rows of filters, and turned, than in lines of outputs."""
-    filters, channels = (n // geometry.groups for n in (geometry.F, geometry.C))
-    return (
-        made == "y"
-        and geometry.ndim > 1
-        and LONG_LINE <= geometry.out[-1] < BLOCK
-        and filters % SPARE == 0
-        and channels * geometry.taps >= deep
-    )
-
-
-def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
-    """Say whether windows are sooner copied than weights are arranged."""
-    least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
-    few = math.prod(geometry.w_shape) <= MOST_WEIGHTS
-    return geometry.groups == 1 and least <= geometry.F and few
 
 
 def channels_in_groups(geometry: ConvGeometry, arrangement: Arrangement) -> tuple[int, int, int]:

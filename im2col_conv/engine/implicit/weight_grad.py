@@ -14,10 +14,10 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import cells_seen, most_cells
+from im2col_conv.engine.implicit.arrangements import arrangement_for
 from im2col_conv.engine.implicit.plan import (
     ImplicitPlan,
     Step,
-    arrangement_for,
     channels_in_groups,
     channels_of,
     loaded,

@@ -1,0 +1,137 @@
+"""Which arrangement of a tile's numbers suits a geometry: a rule from measurements."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
+from im2col_conv.engine.implicit.inner import ChannelsInner
+from im2col_conv.engine.implicit.lines import BLOCK
+from im2col_conv.engine.implicit.outer import ChannelsOuter
+from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
+from im2col_conv.engine.implicit.spread import Spread
+from im2col_conv.engine.implicit.tile import SPARE, Arrangement
+from im2col_conv.engine.implicit.unrolled import Unrolled
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["LONG_LINE", "Made", "arrangement_for"]
+
+# Measured: docs/ideas.md.
+FEW = 200  # channels times taps of the last two axes
+FEWEST = 4  # channels, with the taps of two axes however many
+MANY = 16  # channels that are deep enough for a product where they lie innermost
+DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
+FEW_IMAGES = 8  # that make a long line of short ones where channels come last, or have a stride
+MANY_PHASED = 32  # channels of dx with a stride that lie better innermost
+FEWEST_PHASED = 2  # channels that come last and are better spread, with a stride
+# Channels that come last and are better left so, where lines are short for dw; filters for y.
+MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
+LONG_LINE = 20
+WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
+LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
+MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
+MANY_IMAGES = 16  # that make a product of one output of each
+
+Made: TypeAlias = Literal["y", "dx", "dout.T"]
+"""What a tile makes, by name; for dw it is the part of dout that is read."""
+
+
+def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
+    """Return how a tile lies: by the channels that an output sees, and where they lie."""
+    if is_depthwise(geometry):
+        return bands_for(geometry, layout, for_dw=made == "dout.T")
+    if is_pointwise(geometry):
+        return Pointwise(by_rows=layout == "channels_last")
+    stride = geometry.stride[-1]
+    channels = geometry.C // geometry.groups
+    rows = channels * math.prod(geometry.kernel[-2:-1])
+    last = layout == "channels_last"
+    if _least_rows(geometry) <= rows <= DEEPEST and _lines_pay(geometry, made, last=last):
+        return _outer(geometry, made, last=last)
+    long = geometry.out[-1] >= LONG_LINE
+    few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
+    if few and not (last and channels >= MANY):
+        return Spread(
+            not long and (not last or geometry.N >= MANY_IMAGES),
+            kernel=geometry.kernel[-1],
+            stride=stride,
+            reach=geometry.reach[-1],
+            by_rows=last or _turns(geometry, made, WORTH_TURNING[1]),
+        )
+    if _unrolls(geometry, made):
+        return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
+    return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
+
+
+def _least_rows(geometry: ConvGeometry) -> int:
+    """Return the channels times taps of other axes from which lines may lie under each other."""
+    strided = geometry.stride[-1] > 1
+    any_pay = geometry.ndim > 1 if strided else geometry.groups > 1
+    return 1 if any_pay else DEEP
+
+
+def _lines_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
+    """Say whether few channels are well laid line under line."""
+    phased = geometry.stride[-1] == 1 or _phases_pay(geometry, made, last=last)
+    return phased and (not last or _turning_pays(geometry, made))
+
+
+def _phases_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
+    """Say whether cells that are a stride apart are well laid in lines of each phase."""
+    channels = geometry.C // geometry.groups
+    if made == "dx":
+        return channels < MANY_PHASED
+    if last and made == "y":
+        return channels < MANY
+    many = geometry.groups > 1 or (geometry.N >= FEW_IMAGES and not last)
+    return geometry.out[-1] >= LONG_LINE or many
+
+
+def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
+    """Say whether few channels that come last are sooner laid line under line than left so."""
+    channels, long = geometry.C // geometry.groups, geometry.out[-1] >= LONG_LINE
+    fewest = FEWEST if geometry.stride[-1] == 1 else FEWEST_PHASED
+    if geometry.ndim == 1 or (geometry.groups == 1 and channels <= fewest):
+        return False
+    if made == "y":
+        return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
+    if made == "dx":
+        return channels < MANY_TURNED and channels % SPARE > 0
+    return channels < (MANY if long else MANY_TURNED_SHORT) and (
+        long or _lie_cell_by_cell(geometry)
+    )
+
+
+def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
+    """Return lines under each other; where channels come last, y has rows of filters already."""
+    long = geometry.out[-1] >= LONG_LINE
+    if last and made == "y":
+        together = not long and _lie_cell_by_cell(geometry)
+        return ChannelsOuter(together, not together, geometry.stride[-1])
+    by_rows = _turns(geometry, made, WORTH_TURNING[0])
+    return ChannelsOuter(not long, by_rows, geometry.stride[-1])
+
+
+def _lie_cell_by_cell(geometry: ConvGeometry) -> bool:
+    """Say whether short lines that come last are better of all images; those of groups always."""
+    return geometry.groups > 1 or geometry.N >= FEW_IMAGES
+
+
+def _turns(geometry: ConvGeometry, made: Made, deep: int) -> bool:
+    """Say whether y is sooner made in rows of filters, and turned, than in lines of outputs."""
+    filters, channels = (n // geometry.groups for n in (geometry.F, geometry.C))
+    return (
+        made == "y"
+        and geometry.ndim > 1
+        and LONG_LINE <= geometry.out[-1] < BLOCK
+        and filters % SPARE == 0
+        and channels * geometry.taps >= deep
+    )
+
+
+def _unrolls(geometry: ConvGeometry, made: Made) -> bool:
+    """Say whether windows are sooner copied than weights are arranged."""
+    least = LEAST_FILTERS[made != "y"] * geometry.N * geometry.positions
+    few = math.prod(geometry.w_shape) <= MOST_WEIGHTS
+    return geometry.groups == 1 and least <= geometry.F and few
