@@ -846,7 +846,7 @@ def test_less_groups_than_workers_could_share_are_cut():
     ("x_shape", "w_shape", "stride", "arrangement"),
     [
         ((9, 20, 16, 17), (20, 3, 3, 2), 1, ChannelsOuter),
-        ((17, 20, 16, 17), (20, 3, 3, 3), (1, 2), ChannelsOuter),
+        ((17, 20, 16, 17), (20, 3, 4, 3), (1, 2), ChannelsOuter),
         ((2, 120, 12, 13), (120, 50, 3, 2), (2, 1), ChannelsInner),
     ],
 )
@@ -1260,9 +1260,11 @@ def test_many_channels_that_lie_innermost_are_taken_as_they_lie(channels, arrang
         (1, 24, 20, 1, "y dx dw, last: "),
         # few channels
         (1, 1, 20, 1, "y dx dw, last: "),
-        (1, 2, 20, 1, "y dx dw, last: "),
-        (1, 3, 20, 1, "y dx dw, last: y dx dw"),
-        (1, 1, 20, 2, "y dx dw, last: y dx dw"),
+        (1, 1, 20, 2, "y dx dw, last: "),
+        (1, 3, 20, 1, "y dx dw, last: "),
+        (1, 3, 20, 2, "y dx dw, last: "),
+        (1, 4, 20, 1, "y dx dw, last: y dx dw"),
+        (1, 4, 20, 2, "y dx dw, last: y dx dw"),
     ],
 )
 def test_cells_a_stride_apart_are_laid_in_lines_of_each_phase(images, channels, line, groups, laid):
@@ -1285,6 +1287,7 @@ def test_cells_a_stride_apart_are_laid_in_lines_of_each_phase(images, channels, 
 )
 def test_along_one_axis_lines_of_each_phase_have_many_channels(channels, made, laid):
     geometry = ic.ConvGeometry.from_shapes((3, channels, 99), (9, channels, 5), stride=2)
+    assert not isinstance(arrangement_for(geometry, "channels_last", made), ChannelsOuter)
     assert isinstance(arrangement_for(geometry, "channels_first", made), ChannelsOuter) is laid
 
 
@@ -1305,6 +1308,15 @@ def test_auto_multiplies_shallow_windows_of_long_lines_tap_by_tap(line, keywords
     for layout, expected in (("channels_first", first), ("channels_last", last)):
         found = {p for p in PASSES if pays_in(p, geometry, layout, library)}
         assert found - {"input_grad"} == expected
+
+
+@pytest.mark.parametrize(("stride", "taken"), [(1, True), (2, False)])
+def test_auto_gathers_shallow_windows_that_come_last_with_a_stride(stride, taken):
+    size = 20, 16 * stride + 2
+    geometry = ic.ConvGeometry.from_shapes((9, 10, *size), (20, 10, 3, 2), stride=(1, stride))
+    assert geometry.C * geometry.taps == 60
+    assert isinstance(arrangement_for(geometry, "channels_last", "y"), ChannelsOuter)
+    assert pays_in("forward", geometry, "channels_last", library_with("SkylakeX")) is taken
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     many = last and geometry.F > MOST_FILTERS and not _outputs_collide(geometry, dtype)
-    laid = last and _is_laid(each, geometry)
+    laid = last and geometry.stride[-1] == 1 and _is_laid(each, geometry)
     deep = geometry.C * geometry.taps > SHALLOW or _lines_are_long(each, geometry, last=last)
     shallow = geometry.F > 1 and not (many or laid or deep)
     # With a stride, x is loaded for each chunk of filters.

@@ -24,7 +24,7 @@ MANY = 16  # channels that are deep enough for a product where they lie innermos
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
 FEW_IMAGES = 8  # that make a long line of short ones where channels come last, or have a stride
 MANY_PHASED = 32  # channels of dx with a stride that lie better innermost
-FEWEST_PHASED = 2  # channels that come last and are better spread, with a stride
+DEEP_PHASED = 12  # as DEEP, where channels come last, with a stride
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
 MANY_TURNED, MANY_TURNED_SHORT, FEW_FILTERS = 24, 12, 32
 LONG_LINE = 20
@@ -47,7 +47,8 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
     last = layout == "channels_last"
-    if _least_rows(geometry) <= rows <= DEEPEST and _lines_pay(geometry, made, last=last):
+    deep = _least_rows(geometry, last=last)
+    if deep <= rows <= DEEPEST and _lines_pay(geometry, made, last=last):
         return _outer(geometry, made, last=last)
     long = geometry.out[-1] >= LONG_LINE
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
@@ -64,9 +65,11 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
 
 
-def _least_rows(geometry: ConvGeometry) -> int:
+def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
     """Return the channels times taps of other axes from which lines may lie under each other."""
     strided = geometry.stride[-1] > 1
+    if strided and last:
+        return DEEP_PHASED
     any_pay = geometry.ndim > 1 if strided else geometry.groups > 1
     return 1 if any_pay else DEEP
 
@@ -91,8 +94,8 @@ def _phases_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
 def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
     """Say whether few channels that come last are sooner laid line under line than left so."""
     channels, long = geometry.C // geometry.groups, geometry.out[-1] >= LONG_LINE
-    fewest = FEWEST if geometry.stride[-1] == 1 else FEWEST_PHASED
-    if geometry.ndim == 1 or (geometry.groups == 1 and channels <= fewest):
+    few = geometry.groups == geometry.stride[-1] == 1 and channels <= FEWEST
+    if geometry.ndim == 1 or few:
         return False
     if made == "y":
         return channels < MANY or (long and geometry.F // geometry.groups <= FEW_FILTERS)
