@@ -1310,6 +1310,13 @@ def test_auto_multiplies_shallow_windows_of_long_lines_tap_by_tap(line, keywords
         assert found - {"input_grad"} == expected
 
 
+@pytest.mark.parametrize(("kernel", "taken"), [((5, 4), False), ((3, 7), True)])
+def test_auto_gathers_the_shallowest_windows_however_long_lines_are(kernel, taken):
+    geometry = ic.ConvGeometry.from_shapes((9, 1, 60, 70), (20, 1, *kernel))
+    for layout in ("channels_first", "channels_last"):
+        assert pays_in("forward", geometry, layout, library_with("SkylakeX")) is taken
+
+
 @pytest.mark.parametrize(("stride", "taken"), [(1, True), (2, False)])
 def test_auto_gathers_shallow_windows_that_come_last_with_a_stride(stride, taken):
     size = 20, 16 * stride + 2

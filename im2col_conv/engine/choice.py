@@ -75,8 +75,8 @@ MOST_DOTTED = 32  # outputs of a line, up to which dots make dw sooner; narrow k
 # Of channels that come last, for bands to make dw sooner than dots: outputs of a line, or images,
 # for less than so many taps or more; channels.
 LEAST_LINE_BANDED, LEAST_IMAGES_BANDED, MANY_TAPS_BANDED, LEAST_PLANES = 60, (16, 8), 20, 8
-SHALLOW = 64  # numbers that a result is the sum of
-LEAST_LINE_SHALLOW = 33  # outputs of a line, for such windows of two axes to be worth a product
+SHALLOW, SHALLOWEST = 64, 20  # numbers that a result is the sum of; where lines are long
+LEAST_LINE_SHALLOW = 33  # outputs of a long line, which counts for two axes
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
@@ -246,7 +246,8 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
     """Say whether the columns of y or dw cost little beside what tap by tap would load."""
     many = last and geometry.F > MOST_FILTERS and not _outputs_collide(geometry, dtype)
     laid = last and geometry.stride[-1] == 1 and _is_laid(each, geometry)
-    deep = geometry.C * geometry.taps > SHALLOW or _lines_are_long(each, geometry, last=last)
+    least = SHALLOWEST if _lines_are_long(each, geometry, last=last) else SHALLOW
+    deep = geometry.C * geometry.taps > least
     shallow = geometry.F > 1 and not (many or laid or deep)
     # With a stride, x is loaded for each chunk of filters.
     again = max(geometry.stride) > 1 and each == "weight_grad"
