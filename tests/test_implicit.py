@@ -1282,6 +1282,14 @@ def test_cells_a_stride_apart_are_laid_in_lines_of_each_phase(images, channels, 
     assert f"{first}, last: {last}" == laid
 
 
+def test_along_three_axes_lines_of_each_phase_have_many_channels_or_groups():
+    for channels, groups, laid in ((5, 1, False), (6, 1, True), (2, 2, True)):
+        shapes = (9, channels * groups, 7, 8, 9), (8, channels, 2, 3, 3)
+        geometry = ic.ConvGeometry.from_shapes(*shapes, stride=2, groups=groups)
+        lie = arrangement_for(geometry, "channels_first", "y")
+        assert isinstance(lie, ChannelsOuter) is laid
+
+
 @pytest.mark.parametrize(
     ("channels", "made", "laid"), [(15, "y", False), (16, "y", True), (32, "dx", False)]
 )
@@ -1310,7 +1318,9 @@ def test_auto_multiplies_shallow_windows_of_long_lines_tap_by_tap(line, keywords
         assert found - {"input_grad"} == expected
 
 
-@pytest.mark.parametrize(("kernel", "taken"), [((5, 4), False), ((3, 7), True)])
+@pytest.mark.parametrize(
+    ("kernel", "taken"), [((5, 4), False), ((3, 7), True), ((2, 11), True), ((1, 21), False)]
+)
 def test_auto_gathers_the_shallowest_windows_however_long_lines_are(kernel, taken):
     geometry = ic.ConvGeometry.from_shapes((9, 1, 60, 70), (20, 1, *kernel))
     for layout in ("channels_first", "channels_last"):

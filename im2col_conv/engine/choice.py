@@ -259,10 +259,10 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
 
 
 def _lines_are_long(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
-    """Say whether lines of shallow windows are long enough for products that are not deep."""
+    """Say whether lines of shallow windows, of several rows, are worth products that are not deep."""
     read = each != "weight_grad" or last or geometry.stride[-1] > 1
-    long = geometry.ndim == 2 and geometry.out[-1] >= LEAST_LINE_SHALLOW
-    return read and long and geometry.taps > 1
+    long = geometry.out[-1] >= LEAST_LINE_SHALLOW
+    return read and long and geometry.ndim == 2 and geometry.kernel[0] > 1
 
 
 def _are_apart(geometry: ConvGeometry) -> bool:

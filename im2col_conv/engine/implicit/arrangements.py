@@ -67,10 +67,10 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
     """Return the channels times taps of other axes from which lines may lie under each other."""
-    strided = geometry.stride[-1] > 1
+    groups, strided = geometry.groups > 1, geometry.stride[-1] > 1
     if strided and last:
         return DEEP_PHASED
-    any_pay = geometry.ndim > 1 if strided else geometry.groups > 1
+    any_pay = geometry.ndim == 2 or (groups and geometry.ndim > 2) if strided else groups
     return 1 if any_pay else DEEP
 
 
