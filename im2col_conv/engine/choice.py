@@ -259,7 +259,7 @@ def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, la
 
 
 def _lines_are_long(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
-    """Say whether lines of shallow windows, of several rows, are worth products that are not deep."""
+    """Say whether shallow windows of several rows have lines that are worth small products."""
     read = each != "weight_grad" or last or geometry.stride[-1] > 1
     long = geometry.out[-1] >= LEAST_LINE_SHALLOW
     return read and long and geometry.ndim == 2 and geometry.kernel[0] > 1
