@@ -1327,6 +1327,16 @@ def test_auto_gathers_the_shallowest_windows_however_long_lines_are(kernel, take
         assert pays_in("forward", geometry, layout, library_with("SkylakeX")) is taken
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((999,), (60,)), ((20, 60), (5, 12)), ((9, 20, 60), (2, 3, 10))]
+)
+def test_auto_takes_long_lines_of_shallow_windows_along_two_axes_only(size, kernel):
+    geometry = ic.ConvGeometry.from_shapes((9, 1, *size), (20, 1, *kernel))
+    for layout in ("channels_first", "channels_last"):
+        taken = pays_in("forward", geometry, layout, library_with("SkylakeX"))
+        assert taken is (len(size) == 2)
+
+
 @pytest.mark.parametrize(("stride", "taken"), [(1, True), (2, False)])
 def test_auto_gathers_shallow_windows_that_come_last_with_a_stride(stride, taken):
     size = 20, 16 * stride + 2
