@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import time
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -123,7 +124,7 @@ LAYERS = [
     # lines of each phase: of one image, and by rows; of all, one without cells; groups; other axes
     ((2, 9, 13, 80), (70, 9, 3, 4), {"padding": (2, 1), "stride": (2, 3)}, ChannelsOuter),
     ((2, 19, 7, 61), (80, 19, 3, 3), {"padding": ((2, 0), (1, 3)), "stride": 2}, ChannelsOuter),
-    ((9, 8, 14, 11), (70, 8, 5, 2), {"stride": (2, 3), "dilation": (1, 2)}, ChannelsOuter),
+    ((9, 8, 14, 11), (70, 8, 5, 3), {"stride": (2, 3), "dilation": (1, 2)}, ChannelsOuter),
     ((8, 17, 6, 2), (5, 17, 2, 3), {"stride": 3, "padding": (1, 4)}, ChannelsOuter),
     ((3, 24, 9, 13), (16, 3, 3, 5), {"groups": 8, "stride": (1, 2), "padding": 1}, ChannelsOuter),
     ((2, 28, 9, 57), (32, 14, 3, 2), {"groups": 2, "stride": (1, 2), "padding": 1}, ChannelsOuter),
@@ -220,6 +221,28 @@ def test_nothing_that_lay_in_the_buffers_is_read(
     drop_scratch()
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_blas
+def test_gradients_made_apart_do_not_add_up_in_memory():
+    shapes = (1, 300, 1001, 3), (64, 3, 11, 11), (1, 73, 248, 64)
+    x, w, dout = (np.ones(shape, np.float32) for shape in shapes)
+
+    def grads():
+        keywords = {"stride": 4, "layout": "channels_last", "algorithm": "implicit"}
+        return ic.conv_grads(dout, x, w, **keywords)
+
+    with ic.set_workers(3), ic.set_workspace(2**21):  # which holds dw of three, or dx of two
+        grads()  # lists of products
+        drop_scratch()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            results = grads()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak - before - sum(each.nbytes for each in results) <= 2**21
 
 
 @needs_blas
@@ -1280,6 +1303,14 @@ def test_cells_a_stride_apart_are_laid_in_lines_of_each_phase(images, channels, 
     }
     first, last = (" ".join(names) for names in found.values())
     assert f"{first}, last: {last}" == laid
+
+
+@pytest.mark.parametrize(("stride", "laid"), [(3, True), (4, False), (17, False)])
+def test_phases_that_no_tap_meets_are_not_laid(stride, laid):
+    shapes = (8, 6, 60, 40 * stride), (16, 6, 3, 3)
+    geometry = ic.ConvGeometry.from_shapes(*shapes, stride=(1, stride))
+    for layout, made in product(("channels_first", "channels_last"), ("y", "dx", "dout.T")):
+        assert isinstance(arrangement_for(geometry, layout, made), ChannelsOuter) is laid
 
 
 def test_along_three_axes_lines_of_each_phase_have_many_channels_or_groups():

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from im2col_conv.engine.plan import Plan, workers_for, workers_for_all
-from im2col_conv.engine.workers import Scratch, Task, lend_scratch, run_tasks
+from im2col_conv.engine.workers import Scratch, Task, drop_scratch, lend_scratch, run_tasks
 
 __all__ = ["Job", "Work", "in_a_row", "run_jobs"]
 
@@ -46,6 +46,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
         _run_together(jobs, together)
         return
     for job, alone in zip(jobs, apart, strict=True):
+        drop_scratch()  # what one pass leaves for later calls the workspace does not hold as well
         _run(job, alone)
 
 

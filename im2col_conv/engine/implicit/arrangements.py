@@ -22,7 +22,9 @@ FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
-FEW_IMAGES = 8  # that make a long line of short ones where channels come last, or have a stride
+FEW_IMAGES = (
+    8  # that make a long line of short ones where channels come last, or lines lie by phases
+)
 MANY_PHASED = 32  # channels of dx with a stride that lie better innermost
 DEEP_PHASED = 12  # as DEEP, where channels come last, with a stride
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
@@ -66,12 +68,13 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
 
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
-    """Return the channels times taps of other axes from which lines may lie under each other."""
-    groups, strided = geometry.groups > 1, geometry.stride[-1] > 1
-    if strided and last:
+    """Return the channels, times taps of the axis before the last, that pay for such lines."""
+    groups = geometry.groups > 1
+    if geometry.stride[-1] == 1:
+        return 1 if groups else DEEP
+    if last:
         return DEEP_PHASED
-    any_pay = geometry.ndim == 2 or (groups and geometry.ndim > 2) if strided else groups
-    return 1 if any_pay else DEEP
+    return 1 if geometry.ndim == 2 or (groups and geometry.ndim > 2) else DEEP
 
 
 def _lines_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
@@ -81,7 +84,12 @@ def _lines_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
 
 
 def _phases_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
-    """Say whether cells that are a stride apart are well laid in lines of each phase."""
+    """Say whether cells that are a stride apart are well laid in lines of each phase.
+
+    Not those of long strides: phases that no tap meets would be copied as well.
+    """
+    if geometry.kernel[-1] < geometry.stride[-1]:
+        return False
     channels = geometry.C // geometry.groups
     if made == "dx":
         return channels < MANY_PHASED
@@ -111,9 +119,9 @@ def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
     long = geometry.out[-1] >= LONG_LINE
     if last and made == "y":
         together = not long and _lie_cell_by_cell(geometry)
-        return ChannelsOuter(together, not together, geometry.stride[-1])
+        return ChannelsOuter(interleaved=together, by_rows=not together, stride=geometry.stride[-1])
     by_rows = _turns(geometry, made, WORTH_TURNING[0])
-    return ChannelsOuter(not long, by_rows, geometry.stride[-1])
+    return ChannelsOuter(interleaved=not long, by_rows=by_rows, stride=geometry.stride[-1])
 
 
 def _lie_cell_by_cell(geometry: ConvGeometry) -> bool:

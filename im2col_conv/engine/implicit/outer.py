@@ -245,7 +245,7 @@ class _Lines:
         self.length = pairs.length * together
         self.depth = pairs.taps * tile.C
         self._outer = axes[:-1]
-        self._lines = math.prod(axis.cells for axis in self._outer)
+        self._lines_of_a_phase = math.prod(axis.cells for axis in self._outer)
         self._group = group_of(pairs.out, self._outer)
         self._outer_taps = tile.taps // last.kernel
         self._last_tap = self._group * last.kernel + pairs.last_tap
@@ -255,7 +255,7 @@ class _Lines:
         last = self._tile.axes[-1]
         row = row_of(_line(last.cells, last.stride) * self._together)
         place, phase = np.divmod(self._pairs.last_cell, last.stride)
-        lines = phase * self._lines + self._pairs.cell
+        lines = phase * self._lines_of_a_phase + self._pairs.cell
         return Operand(lines * self._tile.C * row + place * self._together, row)
 
     def y(self, f: Array, apart: Shape) -> Operand:
