@@ -22,9 +22,8 @@ FEW = 200  # channels times taps of the last two axes
 FEWEST = 4  # channels, with the taps of two axes however many
 MANY = 16  # channels that are deep enough for a product where they lie innermost
 DEEP, DEEPEST = 16, 100  # channels times taps of the axis before the last
-FEW_IMAGES = (
-    8  # that make a long line of short ones where channels come last, or lines lie by phases
-)
+# Images that make a long line of short ones: where channels come last, or lines lie by phases.
+FEW_IMAGES = 8
 MANY_PHASED = 32  # channels of dx with a stride that lie better innermost
 DEEP_PHASED = 12  # as DEEP, where channels come last, with a stride
 # Channels that come last and are better left so, where lines are short for dw; filters for y.
