@@ -36,7 +36,6 @@ from im2col_conv.engine.implicit.tile import (
     Tile,
     even_pieces,
     row_of,
-    sums_of,
     sums_of_rows,
 )
 from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
@@ -136,7 +135,8 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         if _lie_of(memory).inner:
             return sums_of_rows(memory.transpose(1, 2, 0))
-        return sums_of(image, memory.dtype)
+        total: Array = (memory.swapaxes(0, 1) @ np.ones(memory.shape[2], memory.dtype)).sum(axis=0)
+        return total
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), w itself if it can be; by rows, turned."""

@@ -2,6 +2,10 @@
 
 A task is a chunk of filters and a part of the tiles; parts are partial sums, of a fixed number, and
 added in order, so that the result does not depend on who made which.
+
+Kernels of one cell multiply one side where it lies, and turn the other, dout. Where there are more
+filters than channels, x and dout change places: dw.T = x dout.T is the same pass of the adjoint
+layer, whose channels are this one's filters.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.boxes import cells_seen, most_cells
 from im2col_conv.engine.implicit.arrangements import arrangement_for
 from im2col_conv.engine.implicit.plan import (
@@ -30,7 +35,7 @@ from im2col_conv.engine.implicit.plan import (
     worker_bytes,
 )
 from im2col_conv.engine.implicit.pointwise import Pointwise
-from im2col_conv.engine.implicit.tile import Shape
+from im2col_conv.engine.implicit.tile import Arrangement, Shape
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import total_of
@@ -47,10 +52,14 @@ WORTH_SHARING = 2**20  # bytes of sums that pay for waking a second worker
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradPlan(ImplicitPlan):
-    """Tiles over (N, *out), ``sums`` partial sums, chunks over (groups, blocks of F)."""
+    """Tiles over (N, *out), ``sums`` partial sums, chunks over (groups, blocks of F).
+
+    Where x and dout are ``exchanged``, ``geometry`` is the adjoint one.
+    """
 
     sums: int
     chunks: Tiling
+    exchanged: bool
 
     @property
     def numpy_multiplies(self) -> bool:
@@ -69,6 +78,9 @@ def plan_weight_grad(
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
     arrangement = arrangement_for(geometry, layout, "dout.T")
+    exchanged = _exchanges(geometry, arrangement)
+    if exchanged is not None:
+        geometry = exchanged
     shares = shares_of(geometry, arrangement)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, C, F = channels_in_groups(geometry, arrangement)
@@ -107,7 +119,14 @@ def plan_weight_grad(
         arrangement=arrangement,
         sums=sums,
         chunks=chunks,
+        exchanged=exchanged is not None,
     )
+
+
+def _exchanges(geometry: ConvGeometry, arrangement: Arrangement) -> ConvGeometry | None:
+    """Return the adjoint layer where x, of fewer channels, is sooner turned than dout."""
+    turns = isinstance(arrangement, Pointwise) and not arrangement.by_rows
+    return adjoint_of(geometry) if turns and geometry.F > geometry.C else None
 
 
 def weight_grad(
@@ -121,7 +140,9 @@ def weight_grad(
 ) -> Work:
     """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
     sums = _Sums(plan, blas, shared, dw, db)
-    x, dout = x.swapaxes(0, 1), dout.swapaxes(0, 1)
+    left, right = (dout, x) if plan.exchanged else (x, dout)
+    left, right = left.swapaxes(0, 1), right.swapaxes(0, 1)
+    arrangement = plan.arrangement
 
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
@@ -129,13 +150,17 @@ def weight_grad(
         total = sums.start(number, groups, part, scratch)
         for at in sums.tiles(number):
             step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
-            given = dout[step.made]
-            douts = plan.arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
-            if db is not None:
-                sums.db[number, step.made[0]] += plan.arrangement.sums(douts, given)
+            given, seen = right[step.made], left[step.seen]
+            if total is not None or not plan.exchanged:
+                turned = arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
+            if total is not None or plan.exchanged:
+                lines = loaded(plan, blas, scratch, "x", left, step)
             if total is not None:
-                lines = loaded(plan, blas, scratch, "x", x, step)
-                plan.arrangement.weight_grad(blas, step.tile, douts, lines, total)
+                arrangement.weight_grad(blas, step.tile, turned, lines, total)
+            if db is not None and not plan.exchanged:
+                sums.db[number, step.made[0]] += arrangement.sums(turned, given)
+            elif db is not None and part.start == 0:  # all chunks read the same dout
+                sums.db[number, step.seen[0]] += arrangement.sums(lines, seen)
         if total is not None:
             sums.end(total, groups, part, scratch)
 
@@ -163,10 +188,11 @@ class _Sums:
         G, _, F = channels_in_groups(plan.geometry, plan.arrangement)
         self._filters = F
         w_shape = (G, F, *plan.geometry.w_shape[1:])
-        self._dw_result = None if dw is None else dw.reshape(w_shape)
+        self._dw_result = None if dw is None else _of_groups(dw, w_shape, plan.exchanged)
         self._db_result = db
         self._shape = plan.arrangement.weight_sums(w_shape)
-        self.db = np.zeros((plan.sums, G * F), plan.dtype)
+        filters = w_shape[2] if plan.exchanged else F
+        self.db = np.zeros((plan.sums, G * filters), plan.dtype)
         kept = plan.sums if plan.sums > 1 and dw is not None else 0
         self._dw = shared.array("sums", (kept, *self._shape), plan.dtype)
 
@@ -212,3 +238,9 @@ class _Sums:
         assert self._dw_result is not None  # or there would be no sum of it
         f = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
         self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[groups, f])
+
+
+def _of_groups(dw: Array, shape: Shape, exchanged: bool) -> Array:
+    """Return dw as a view (g, f, c, *tap); of an adjoint layer f are the channels of this one."""
+    g, f, c, *taps = shape
+    return dw.reshape(g, c, f, *taps).swapaxes(1, 2) if exchanged else dw.reshape(shape)
