@@ -135,7 +135,7 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         if _lie_of(memory).inner:
             return sums_of_rows(memory.transpose(1, 2, 0))
-        total: Array = (memory.swapaxes(0, 1) @ np.ones(memory.shape[2], memory.dtype)).sum(axis=0)
+        total: Array = np.einsum("cnp->c", memory)  # half of the time of np.sum
         return total
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
