@@ -4,6 +4,7 @@ import ctypes
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -100,6 +101,9 @@ LAYERS = [
     ((2, 256, 7, 5), (192, 128, 1, 1), {"groups": 2}, Pointwise),  # several chunks of C
     ((2, 300, 31), (128, 300, 1), {}, Pointwise),
     ((3, 512, 5, 7), (576, 512, 1, 1), {}, Pointwise),  # many weights; rows in one set
+    ((3, 70, 9, 13), (130, 70, 1, 1), {}, Pointwise),  # more filters: dw turns x, not dout
+    ((2, 256, 7, 5), (384, 128, 1, 1), {"groups": 2}, Pointwise),  # chunks of C
+    ((2, 128, 31), (300, 128, 1), {}, Pointwise),
     ((3, 70, 1, 1), (66, 70, 1, 1), {}, Pointwise),  # a line of one position
     ((2, 1, 5, 6), (1, 1, 1, 1), {"groups": 1}, Pointwise),
     ((3, 1, 9, 30), (1, 1, 3, 2), {"padding": 1}, Spread),  # one plane for one plane
@@ -1073,9 +1077,11 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((5, 90, 20, 35), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
         ((5, 90, 20, 9), (90, 1, 3, 3), {"groups": 90}, PASSES),  # lines of five images
         ((5, 90, 20, 8), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
-        # pointwise: few channels, little work, few positions, groups
-        ((8, 15, 60, 52), (40, 15, 1, 1), {}, {"forward", "input_grad"}),
-        ((8, 50, 60, 52), (1, 50, 1, 1), {}, PASSES),
+        # pointwise: 1024 weights, 1023, little work, few positions, groups
+        ((8, 16, 60, 52), (64, 16, 1, 1), {}, PASSES),
+        ((8, 64, 60, 52), (16, 64, 1, 1), {}, PASSES),
+        ((8, 33, 60, 52), (31, 33, 1, 1), {}, {"forward", "input_grad"}),
+        ((8, 50, 60, 52), (1, 50, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 39, 60, 52), (1, 39, 1, 1), {}, set()),
         ((80, 90, 6, 5), (40, 90, 1, 1), {}, set()),
         ((8, 64, 60, 52), (40, 32, 1, 1), {"groups": 2}, set()),
@@ -1414,6 +1420,24 @@ def test_sums_of_dw_are_as_few_as_their_positions_pay_for(images, sums):
     geometry = ic.ConvGeometry.from_shapes((images, 1024, 14, 14), (256, 1024, 1, 1))
     plan = plan_weight_grad(geometry, "channels_first", np.dtype(np.float32), 2**26)
     assert (plan.sums, plan.tasks) == (sums, 4 * sums)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_dw_of_one_cell_turns_the_side_of_fewer_channels(groups):
+    shapes = (2, 6 * groups, 5, 7), (8 * groups, 6, 1, 1)
+    more_filters = ic.ConvGeometry.from_shapes(*shapes, groups=groups)
+    more_channels = replace(more_filters, C=8 * groups, F=6 * groups)
+    as_many = replace(more_filters, F=6 * groups)
+    dtype = np.dtype(np.float32)
+    for geometry, layout, exchanged in (
+        (more_filters, "channels_first", True),
+        (more_channels, "channels_first", False),
+        (as_many, "channels_first", False),
+        (more_filters, "channels_last", False),
+    ):
+        plan = plan_weight_grad(geometry, layout, dtype, 2**26)
+        assert plan.exchanged is exchanged
+        assert plan.geometry == (more_channels if exchanged else geometry)
 
 
 def test_implicit_without_the_library_says_what_to_install(monkeypatch):

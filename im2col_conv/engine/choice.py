@@ -80,7 +80,7 @@ LEAST_LINE_SHALLOW = 33  # outputs of a long line, which counts for two axes
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
-# Of pointwise layers: positions of an image; weights for dw, one side of which would be turned.
+# Of pointwise layers: positions of an image; weights, for dw.
 LEAST_POSITIONS, LEAST_WEIGHTS = 32, 2**10
 # Of depthwise layers whose columns are views.
 MOST_TAPS, MOST_TAPS_STRIDED, LEAST_CHANNELS, MANY_CHANNELS = 15, 25, 16, 64
@@ -150,7 +150,7 @@ def _implicit_pays(
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout, blas.kernel)
     if is_pointwise(geometry):
-        return _plain_products_pay(each, geometry, last=last)
+        return _plain_products_pay(each, geometry)
     if geometry.groups > 1:
         return _groups_pay(each, geometry, layout)
     flops = geometry.flops
@@ -236,12 +236,11 @@ def _short_lines_pay(each: Pass, geometry: ConvGeometry) -> bool:
     return enough and not (each == "input_grad" and one_filter)
 
 
-def _plain_products_pay(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
+def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether a layer whose columns are its image is better multiplied in small products."""
     enough = geometry.flops >= LEAST_FLOPS and geometry.positions >= LEAST_POSITIONS
-    turned = each == "weight_grad" and not last
-    many = geometry.C * geometry.F >= LEAST_WEIGHTS
-    return geometry.groups == 1 and enough and (many or not turned)
+    many = each != "weight_grad" or geometry.C * geometry.F >= LEAST_WEIGHTS
+    return geometry.groups == 1 and enough and many
 
 
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for
+from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for, sums_of
 from im2col_conv.engine.im2col import depthwise
 from im2col_conv.engine.im2col.columns import (
     Columns,
@@ -156,8 +156,7 @@ def weight_grad(
             images, groups, *box = plan.tiling[tile]
             given = dout[groups, :, images, *box]
             if db is not None and part == 0:
-                positions = tuple(range(2, given.ndim))
-                db_sums[number, groups] += given.sum(axis=positions, dtype=arithmetic.dtype)
+                db_sums[number, groups] += sums_of(given, arithmetic.dtype, kept=2)
             if weights is not None:
                 source = x[groups, channels, images]
                 total[groups] += _product(plan, scratch, given, source, tuple(box))

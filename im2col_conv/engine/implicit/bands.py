@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import SMALL_PRODUCT, is_finite
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT, is_finite, sums_of
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import images_inner
 from im2col_conv.engine.implicit.moves import last_to, move, move_images
 from im2col_conv.engine.implicit.pairs import Axis, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Operand, Products

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import SMALL_PRODUCT
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT, sums_of
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
@@ -48,7 +48,7 @@ from im2col_conv.engine.implicit.lines import (
 )
 from im2col_conv.engine.implicit.moves import move_images
 from im2col_conv.engine.implicit.pairs import leaders_first, pairs_of
-from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of, sums_of
+from im2col_conv.engine.implicit.tile import KEPT, Shape, Tile, row_of
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import add_to_rows
+from im2col_conv.engine.arithmetic import add_to_rows, sums_of
 from im2col_conv.engine.copies import as_matrix, copy_lines, lies, shadow
 from im2col_conv.engine.implicit.moves import (
     last_to,
@@ -135,8 +135,7 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         if _lie_of(memory).inner:
             return sums_of_rows(memory.transpose(1, 2, 0))
-        total: Array = np.einsum("cnp->c", memory)  # half of the time of np.sum
-        return total
+        return sums_of(memory, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), w itself if it can be; by rows, turned."""

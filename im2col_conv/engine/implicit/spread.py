@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import SMALL_PRODUCT, is_finite
+from im2col_conv.engine.arithmetic import SMALL_PRODUCT, is_finite, sums_of
 from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import (
     BLOCK,
@@ -58,7 +58,6 @@ from im2col_conv.engine.implicit.tile import (
     Shape,
     Tile,
     row_of,
-    sums_of,
     sums_of_rows,
 )
 from im2col_conv.engine.implicit.weights import Arranged, Whole

@@ -21,7 +21,6 @@ __all__ = [
     "Tile",
     "even_pieces",
     "row_of",
-    "sums_of",
     "sums_of_rows",
 ]
 
@@ -76,12 +75,6 @@ def even_pieces(size: int, most: int) -> tuple[Array, Array]:
     pieces = -(-size // most)
     bounds = np.arange(pieces + 1) * size // max(pieces, 1)
     return bounds[:-1], np.diff(bounds)
-
-
-def sums_of(image: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the sum of each channel of ``image[c, n, *cells]``."""
-    total: Array = image.sum(axis=tuple(range(1, image.ndim)), dtype=dtype)
-    return total
 
 
 def sums_of_rows(memory: Array) -> Array:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import is_finite
+from im2col_conv.engine.arithmetic import is_finite, sums_of
 from im2col_conv.engine.copies import as_matrix, copy_lines, lies
 from im2col_conv.engine.implicit.moves import move, move_matrix
 from im2col_conv.engine.implicit.pairs import Axis
@@ -31,7 +31,6 @@ from im2col_conv.engine.implicit.tile import (
     Tile,
     even_pieces,
     row_of,
-    sums_of,
 )
 from im2col_conv.engine.implicit.weights import Arranged, Whole
 from im2col_conv.engine.openblas import OpenBlas
