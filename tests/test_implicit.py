@@ -1440,6 +1440,16 @@ def test_dw_of_one_cell_turns_the_side_of_fewer_channels(groups):
         assert plan.geometry == (more_channels if exchanged else geometry)
 
 
+@pytest.mark.parametrize(
+    ("channels", "filters", "exchanged"),
+    [(256, 1024, True), (255, 1024, False), (256, 1025, False), (1024, 256, False)],
+)
+def test_dw_of_many_weights_of_one_cell_reads_the_longer_rows_once(channels, filters, exchanged):
+    geometry = ic.ConvGeometry.from_shapes((2, channels, 5, 7), (filters, channels, 1, 1))
+    plan = plan_weight_grad(geometry, "channels_last", np.dtype(np.float32), 2**26)
+    assert plan.exchanged is exchanged
+
+
 def test_implicit_without_the_library_says_what_to_install(monkeypatch):
     monkeypatch.setattr("im2col_conv.engine.choice.private_blas", lambda: None)
     with pytest.raises(ImportError, match="private BLAS"):

@@ -3,9 +3,9 @@
 A task is a chunk of filters and a part of the tiles; parts are partial sums, of a fixed number, and
 added in order, so that the result does not depend on who made which.
 
-Kernels of one cell multiply one side where it lies, and turn the other, dout. Where there are more
-filters than channels, x and dout change places: dw.T = x dout.T is the same pass of the adjoint
-layer, whose channels are this one's filters.
+Kernels of one cell use x where it lies, and turn dout, or else read x again for each chunk of
+filters. Where there are more filters than channels, the two change places: dw.T = x dout.T is the
+same pass of the adjoint layer, whose channels are this one's filters.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def plan_weight_grad(
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
     arrangement = arrangement_for(geometry, layout, "dout.T")
-    exchanged = _exchanges(geometry, arrangement)
+    sum_bytes = weight_bytes(geometry, arrangement, dtype)
+    exchanged = adjoint_of(geometry) if _exchange_pays(geometry, arrangement, sum_bytes) else None
     if exchanged is not None:
         geometry = exchanged
     shares = shares_of(geometry, arrangement)
-    sum_bytes = weight_bytes(geometry, arrangement, dtype)
     G, C, F = channels_in_groups(geometry, arrangement)
     in_place = isinstance(arrangement, Pointwise)
     summed = geometry.N * geometry.positions // LEAST_SUMMED if in_place else shares
@@ -94,7 +94,7 @@ def plan_weight_grad(
     groups, blocks, joined = whole.extent[0], whole.extent[-1], whole.step[0]
     if joined > 1 or geometry.groups > G:  # all blocks of these groups, or some planes
         step = whole.step[-1]
-    elif sum_bytes > CHEAP_SUM or in_place:
+    elif sum_bytes > CHEAP_SUM:
         step = 1
     else:  # chunks copy the same cells each: rather share sums, which costs little
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
@@ -123,10 +123,13 @@ def plan_weight_grad(
     )
 
 
-def _exchanges(geometry: ConvGeometry, arrangement: Arrangement) -> ConvGeometry | None:
-    """Return the adjoint layer where x, of fewer channels, is sooner turned than dout."""
-    turns = isinstance(arrangement, Pointwise) and not arrangement.by_rows
-    return adjoint_of(geometry) if turns and geometry.F > geometry.C else None
+def _exchange_pays(geometry: ConvGeometry, arrangement: Arrangement, sum_bytes: int) -> bool:
+    """Say whether x, of fewer channels than dout, is sooner turned, or read in chunks, than it."""
+    if not isinstance(arrangement, Pointwise) or geometry.F <= geometry.C:
+        return False
+    _, _, F = channels_in_groups(geometry, arrangement)
+    in_chunks = sum_bytes >= CHEAP_SUM and arrangement.chunk(F) < F
+    return in_chunks or not arrangement.by_rows
 
 
 def weight_grad(
