@@ -1077,14 +1077,19 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((5, 90, 20, 35), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
         ((5, 90, 20, 9), (90, 1, 3, 3), {"groups": 90}, PASSES),  # lines of five images
         ((5, 90, 20, 8), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
-        # pointwise: 1024 weights, 1023, little work, few positions, groups
+        # pointwise: 1024 weights, 1023, little work, few positions
         ((8, 16, 60, 52), (64, 16, 1, 1), {}, PASSES),
         ((8, 64, 60, 52), (16, 64, 1, 1), {}, PASSES),
         ((8, 33, 60, 52), (31, 33, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 50, 60, 52), (1, 50, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 39, 60, 52), (1, 39, 1, 1), {}, set()),
         ((80, 90, 6, 5), (40, 90, 1, 1), {}, set()),
-        ((8, 64, 60, 52), (40, 32, 1, 1), {"groups": 2}, set()),
+        # of groups: 512 weights of each, 496; 4.01 MFLOP of each, 3.9997; few positions
+        ((8, 64, 60, 52), (32, 32, 1, 1), {"groups": 2}, {"forward", "input_grad"}),
+        ((8, 62, 60, 52), (32, 31, 1, 1), {"groups": 2}, set()),
+        ((2, 96, 4, 163), (64, 48, 1, 1), {"groups": 2}, {"forward", "input_grad"}),
+        ((2, 96, 3, 217), (64, 48, 1, 1), {"groups": 2}, set()),
+        ((80, 96, 6, 5), (64, 48, 1, 1), {"groups": 2}, set()),
     ],
 )
 def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
@@ -1111,6 +1116,23 @@ def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
 )
 def test_auto_for_groups_whose_channels_come_last(x_shape, w_shape, taken):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=4)
+    library = library_with("SkylakeX")
+    assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups", "taken"),
+    [
+        (16, 64, 1, PASSES),
+        (64, 16, 1, PASSES),
+        (33, 31, 1, PASSES - {"weight_grad"}),
+        (64, 32, 2, {"input_grad"}),
+    ],
+)
+def test_auto_for_one_cell_whose_channels_come_last(channels, filters, groups, taken):
+    geometry = ic.ConvGeometry.from_shapes(
+        (8, channels, 60, 52), (filters, channels // groups, 1, 1), groups=groups
+    )
     library = library_with("SkylakeX")
     assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
 

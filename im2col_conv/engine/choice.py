@@ -80,8 +80,10 @@ LEAST_LINE_SHALLOW = 33  # outputs of a long line, which counts for two axes
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
-# Of pointwise layers: positions of an image; weights, for dw.
+# Of pointwise layers: positions of an image; weights, for dw; work and weights of one of several
+# groups.
 LEAST_POSITIONS, LEAST_WEIGHTS = 32, 2**10
+LEAST_FLOPS_OF_GROUP, LEAST_WEIGHTS_OF_GROUP = 4 * 10**6, 2**9
 # Of depthwise layers whose columns are views.
 MOST_TAPS, MOST_TAPS_STRIDED, LEAST_CHANNELS, MANY_CHANNELS = 15, 25, 16, 64
 
@@ -150,7 +152,7 @@ def _implicit_pays(
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout, blas.kernel)
     if is_pointwise(geometry):
-        return _plain_products_pay(each, geometry)
+        return _plain_products_pay(each, geometry, last=last)
     if geometry.groups > 1:
         return _groups_pay(each, geometry, layout)
     flops = geometry.flops
@@ -236,11 +238,16 @@ def _short_lines_pay(each: Pass, geometry: ConvGeometry) -> bool:
     return enough and not (each == "input_grad" and one_filter)
 
 
-def _plain_products_pay(each: Pass, geometry: ConvGeometry) -> bool:
+def _plain_products_pay(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
     """Say whether a layer whose columns are its image is better multiplied in small products."""
-    enough = geometry.flops >= LEAST_FLOPS and geometry.positions >= LEAST_POSITIONS
-    many = each != "weight_grad" or geometry.C * geometry.F >= LEAST_WEIGHTS
-    return geometry.groups == 1 and enough and many
+    if geometry.positions < LEAST_POSITIONS:
+        return False
+    weights, groups = math.prod(geometry.w_shape), geometry.groups
+    if groups > 1:
+        covered = each == "input_grad" or (each == "forward" and not last)
+        enough = geometry.flops >= groups * LEAST_FLOPS_OF_GROUP
+        return covered and enough and weights >= groups * LEAST_WEIGHTS_OF_GROUP
+    return geometry.flops >= LEAST_FLOPS and (each != "weight_grad" or weights >= LEAST_WEIGHTS)
 
 
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
