@@ -80,12 +80,12 @@ LEAST_LINE_SHALLOW = 33  # outputs of a long line, which counts for two axes
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
-# Of pointwise layers: positions of an image; weights, for dw; work and weights of one of several
-# groups.
-LEAST_POSITIONS, LEAST_WEIGHTS = 32, 2**10
+# Of pointwise layers: positions of an image; weights, for dw, or channels that come last; work and
+# weights of one of several groups.
+LEAST_POSITIONS, LEAST_WEIGHTS, LEAST_CHANNELS = 32, 2**10, 16
 LEAST_FLOPS_OF_GROUP, LEAST_WEIGHTS_OF_GROUP = 4 * 10**6, 2**9
 # Of depthwise layers whose columns are views.
-MOST_TAPS, MOST_TAPS_STRIDED, LEAST_CHANNELS, MANY_CHANNELS = 15, 25, 16, 64
+MOST_TAPS, MOST_TAPS_STRIDED, MANY_CHANNELS = 15, 25, 64
 
 
 def way_of(
@@ -247,7 +247,8 @@ def _plain_products_pay(each: Pass, geometry: ConvGeometry, *, last: bool) -> bo
         covered = each == "input_grad" or (each == "forward" and not last)
         enough = geometry.flops >= groups * LEAST_FLOPS_OF_GROUP
         return covered and enough and weights >= groups * LEAST_WEIGHTS_OF_GROUP
-    return geometry.flops >= LEAST_FLOPS and (each != "weight_grad" or weights >= LEAST_WEIGHTS)
+    many = weights >= LEAST_WEIGHTS or (last and geometry.C >= LEAST_CHANNELS)
+    return geometry.flops >= LEAST_FLOPS and (each != "weight_grad" or many)
 
 
 def _gather_pays(each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
