@@ -1083,6 +1083,7 @@ def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, key
         ((8, 33, 60, 52), (31, 33, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 50, 60, 52), (1, 50, 1, 1), {}, {"forward", "input_grad"}),
         ((8, 39, 60, 52), (1, 39, 1, 1), {}, set()),
+        ((80, 90, 8, 4), (40, 90, 1, 1), {}, PASSES),
         ((80, 90, 6, 5), (40, 90, 1, 1), {}, set()),
         # of groups: 512 weights of each, 496; 4.01 MFLOP of each, 3.9997; few positions
         ((8, 64, 60, 52), (32, 32, 1, 1), {"groups": 2}, {"forward", "input_grad"}),
@@ -1461,6 +1462,27 @@ def test_dw_of_one_cell_turns_the_side_of_fewer_channels(groups):
         plan = plan_weight_grad(geometry, layout, dtype, 2**26)
         assert plan.exchanged is exchanged
         assert plan.geometry == (more_channels if exchanged else geometry)
+
+
+@pytest.mark.parametrize(("layout", "filters"), [("channels_first", 300), ("channels_last", 2048)])
+def test_db_alone_of_exchanged_layers(layout, filters):
+    rng = np.random.default_rng(5)
+    x, w = np.ones((2, 128, 5, 7)), np.ones((filters, 128, 1, 1))
+    dout = rng.integers(-9, 9, (2, filters, 5, 7)).astype(float)
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
+    assert plan_weight_grad(geometry, layout, x.dtype, 2**26).exchanged
+    if layout == "channels_last":
+        x, dout = np.moveaxis(x, 1, -1), np.moveaxis(dout, 1, -1)
+    keywords = {"needs": ("b",), "layout": layout, "algorithm": "implicit"}
+    _, _, db = ic.conv_grads(dout, x, w, **keywords)
+    outputs = (0, 1, 2) if layout == "channels_last" else (0, 2, 3)
+    assert np.array_equal(db, dout.sum(axis=outputs))
+
+
+def test_chunks_of_few_weights_of_one_cell_are_one_task():
+    geometry = ic.ConvGeometry.from_shapes((8, 64, 56, 50), (256, 64, 1, 1))
+    plan = plan_weight_grad(geometry, "channels_last", np.dtype(np.float32), 2**26)
+    assert (plan.sums, plan.chunks.boxes) == (8, 1)
 
 
 @pytest.mark.parametrize(

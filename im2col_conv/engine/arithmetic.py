@@ -206,10 +206,17 @@ def add_to_rows(rows: Array, b: Array) -> None:
 
 
 def sums_of(array: Array, dtype: np.dtype[Any], kept: int = 1) -> Array:
-    """Return the sums over all axes but the first ``kept``, added up in ``dtype``."""
+    """Return the sums over all axes but the first ``kept``, added up in ``dtype``.
+
+    Where neighbours in memory belong to different sums, np.einsum does it in a quarter to nine
+    tenths of the time of np.sum. Elsewhere np.sum is more exact, since it adds in pairs.
+    """
     axes = list(range(array.ndim))
-    # a quarter to nine tenths of the time that np.sum takes
-    total: Array = np.einsum(array, axes, axes[:kept], dtype=dtype)
+    total: Array
+    if array.strides[kept - 1] < array.strides[-1]:
+        total = np.einsum(array, axes, axes[:kept], dtype=dtype)
+    else:
+        total = array.sum(axis=tuple(axes[kept:]), dtype=dtype)
     return total
 
 

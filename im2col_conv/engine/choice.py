@@ -80,8 +80,8 @@ LEAST_LINE_SHALLOW = 33  # outputs of a long line, which counts for two axes
 FEW_CHANNELS = 8  # which do not pay for windows apart where channels come last
 MOST_FILTERS = 24  # of shallow windows where channels come last
 LINE_BYTES, FEW_SETS = 2**6, 4  # of the first cache; of its sets
-# Of pointwise layers: positions of an image; weights, for dw, or channels that come last; work and
-# weights of one of several groups.
+# Of pointwise layers: positions of an image; for dw weights, or channels that come last, as of
+# depthwise layers below; work and weights of one of several groups.
 LEAST_POSITIONS, LEAST_WEIGHTS, LEAST_CHANNELS = 32, 2**10, 16
 LEAST_FLOPS_OF_GROUP, LEAST_WEIGHTS_OF_GROUP = 4 * 10**6, 2**9
 # Of depthwise layers whose columns are views.

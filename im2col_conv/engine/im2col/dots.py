@@ -26,7 +26,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
-from im2col_conv.engine.arithmetic import sums_of
 from im2col_conv.engine.im2col.columns import Shape
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE, multiply_inside
 from im2col_conv.engine.im2col.stored import Axis, axis_of, store
@@ -172,7 +171,7 @@ def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Arr
             outs = whole(geometry.out)
             douts = store(scratch, "dout", given, line.shape, outs, line.numbers, plan.dtype)
             if db is not None:
-                db_sum += sums_of(douts, plan.dtype)
+                db_sum += douts.sum(axis=1)
             if dw is not None:
                 dw_sum += _dots(plan, scratch, given, seen, douts, line)
         if dw is not None:

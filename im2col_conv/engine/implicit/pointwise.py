@@ -7,8 +7,8 @@ r"""Images as they are, for kernels of one cell: all positions of an image are o
 with channels first in memory; with channels innermost, the transpose of either side. Images and W
 are read and filled where they lie, and copied only where they are no matrices. They are cut in
 pieces that OpenBLAS multiplies without packing them. Small products with a transposed right side
-are slow: so for dw, dout is copied with channels innermost if it does not lie so, and forward by
-rows, W is turned.
+are slow: so for dw, dout is copied with channels innermost if it does not lie so, or x where the
+two have changed places, and forward by rows, W is turned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.arithmetic import add_to_rows, sums_of
+from im2col_conv.engine.arithmetic import add_to_rows
 from im2col_conv.engine.copies import as_matrix, copy_lines, lies, shadow
 from im2col_conv.engine.implicit.moves import (
     last_to,
@@ -135,7 +135,8 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         if _lie_of(memory).inner:
             return sums_of_rows(memory.transpose(1, 2, 0))
-        return sums_of(memory, memory.dtype)
+        total: Array = np.einsum("cnp->c", memory)  # half of the time of np.sum
+        return total
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks of F, F of a chunk, C), w itself if it can be; by rows, turned."""
@@ -172,7 +173,7 @@ class Pointwise:
 
     def unpack(self, blas: OpenBlas, scratch: Scratch, sums: Array, dw: Array) -> None:
         _, chunks, C, F = sums.shape
-        for chunk, filters in zip(sums[0], dw.reshape(chunks, F, C), strict=True):
+        for chunk, filters in zip(sums[0], dw.reshape(chunks, F, C, copy=False), strict=True):
             move_matrix(blas, chunk.T, filters)
 
     def forward(

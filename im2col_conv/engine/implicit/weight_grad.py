@@ -3,9 +3,10 @@
 A task is a chunk of filters and a part of the tiles; parts are partial sums, of a fixed number, and
 added in order, so that the result does not depend on who made which.
 
-Kernels of one cell use x where it lies, and turn dout, or else read x again for each chunk of
-filters. Where there are more filters than channels, the two change places: dw.T = x dout.T is the
-same pass of the adjoint layer, whose channels are this one's filters.
+Kernels of one cell use x where it lies, and turn dout where channels come first; where they come
+last, x is read again for each chunk of many filters. With more filters than channels the two are
+exchanged then: dw.T = x dout.T is the same pass of the adjoint layer, whose channels are this one's
+filters, and "x" and "dout.T" below are dout and x.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ WORTH_SHARING = 2**20  # bytes of sums that pay for waking a second worker
 class WeightGradPlan(ImplicitPlan):
     """Tiles over (N, *out), ``sums`` partial sums, chunks over (groups, blocks of F).
 
-    Where x and dout are ``exchanged``, ``geometry`` is the adjoint one.
+    Where x and dout are ``exchanged``, ``geometry`` is the adjoint one, and F the layer's channels.
     """
 
     sums: int
@@ -94,7 +95,7 @@ def plan_weight_grad(
     groups, blocks, joined = whole.extent[0], whole.extent[-1], whole.step[0]
     if joined > 1 or geometry.groups > G:  # all blocks of these groups, or some planes
         step = whole.step[-1]
-    elif sum_bytes > CHEAP_SUM:
+    elif sum_bytes >= CHEAP_SUM:
         step = 1
     else:  # chunks copy the same cells each: rather share sums, which costs little
         step = max(1, min(groups * blocks * min(most, tiling.boxes) // shares, blocks))
@@ -124,7 +125,7 @@ def plan_weight_grad(
 
 
 def _exchange_pays(geometry: ConvGeometry, arrangement: Arrangement, sum_bytes: int) -> bool:
-    """Say whether x, of fewer channels than dout, is sooner turned, or read in chunks, than it."""
+    """Say whether x, which has fewer channels, is sooner turned, or cut in chunks, than dout."""
     if not isinstance(arrangement, Pointwise) or geometry.F <= geometry.C:
         return False
     _, _, F = channels_in_groups(geometry, arrangement)
@@ -151,19 +152,21 @@ def weight_grad(
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
         total = sums.start(number, groups, part, scratch)
+        # all chunks of an exchanged layer read the same dout
+        summed = db is not None and (part.start == 0 or not plan.exchanged)
         for at in sums.tiles(number):
             step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
             given, seen = right[step.made], left[step.seen]
-            if total is not None or not plan.exchanged:
+            if total is not None or (summed and not plan.exchanged):
                 turned = arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
-            if total is not None or plan.exchanged:
+            if total is not None or (summed and plan.exchanged):
                 lines = loaded(plan, blas, scratch, "x", left, step)
             if total is not None:
                 arrangement.weight_grad(blas, step.tile, turned, lines, total)
-            if db is not None and not plan.exchanged:
-                sums.db[number, step.made[0]] += arrangement.sums(turned, given)
-            elif db is not None and part.start == 0:  # all chunks read the same dout
+            if summed and plan.exchanged:
                 sums.db[number, step.seen[0]] += arrangement.sums(lines, seen)
+            elif summed:
+                sums.db[number, step.made[0]] += arrangement.sums(turned, given)
         if total is not None:
             sums.end(total, groups, part, scratch)
 
@@ -188,14 +191,13 @@ class _Sums:
         db: Array | None,
     ) -> None:
         self._plan, self._blas = plan, blas
-        G, _, F = channels_in_groups(plan.geometry, plan.arrangement)
-        self._filters = F
+        G, C, F = channels_in_groups(plan.geometry, plan.arrangement)
+        self._chunked = F
         w_shape = (G, F, *plan.geometry.w_shape[1:])
         self._dw_result = None if dw is None else _of_groups(dw, w_shape, plan.exchanged)
         self._db_result = db
         self._shape = plan.arrangement.weight_sums(w_shape)
-        filters = w_shape[2] if plan.exchanged else F
-        self.db = np.zeros((plan.sums, G * filters), plan.dtype)
+        self.db = np.zeros((plan.sums, G * (C if plan.exchanged else F)), plan.dtype)
         kept = plan.sums if plan.sums > 1 and dw is not None else 0
         self._dw = shared.array("sums", (kept, *self._shape), plan.dtype)
 
@@ -239,7 +241,7 @@ class _Sums:
 
     def _unpack(self, total: Array, groups: slice, part: slice, scratch: Scratch) -> None:
         assert self._dw_result is not None  # or there would be no sum of it
-        f = channels_of(part, self._plan.arrangement.chunk(self._filters), self._filters)
+        f = channels_of(part, self._plan.arrangement.chunk(self._chunked), self._chunked)
         self._plan.arrangement.unpack(self._blas, scratch, total, self._dw_result[groups, f])
 
 
