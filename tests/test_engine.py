@@ -20,7 +20,13 @@ import im2col_conv as ic
 from im2col_conv import reference
 from im2col_conv.engine import pool, processors
 from im2col_conv.engine import workers as engine_workers
-from im2col_conv.engine.arithmetic import LEAST_PIECE, LONGEST_PIECE, FloatArithmetic, add_to_rows
+from im2col_conv.engine.arithmetic import (
+    LEAST_PIECE,
+    LONGEST_PIECE,
+    FloatArithmetic,
+    add_to_rows,
+    sums_of,
+)
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
@@ -975,3 +981,13 @@ def test_default_workers_are_the_cpus_that_the_process_may_use():
         assert ic.get_workers() == len(os.sched_getaffinity(0))
     else:
         assert ic.get_workers() == os.cpu_count()
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_sums_are_added_up_in_the_type_that_is_asked_for(order, kept):
+    array = np.ones((2, 3, 29, 31), np.float16, order=order)
+    array[1] = 5  # 5 x 29 x 31 is more than float16 can tell from its neighbours
+    total = sums_of(array, np.dtype(np.float32), kept)
+    assert total.dtype == np.float32
+    assert np.array_equal(total, array.astype(np.float64).sum(axis=tuple(range(kept, 4))))
