@@ -1464,6 +1464,7 @@ def test_dw_of_one_cell_turns_the_side_of_fewer_channels(groups):
         assert plan.geometry == (more_channels if exchanged else geometry)
 
 
+@needs_blas
 @pytest.mark.parametrize(("layout", "filters"), [("channels_first", 300), ("channels_last", 2048)])
 def test_db_alone_of_exchanged_layers(layout, filters):
     rng = np.random.default_rng(5)
