@@ -135,7 +135,8 @@ class Pointwise:
     def sums(self, memory: Array, image: Array) -> Array:
         if _lie_of(memory).inner:
             return sums_of_rows(memory.transpose(1, 2, 0))
-        total: Array = np.einsum("cnp->c", memory)  # half of the time of np.sum
+        # half of the time of np.sum, and as exact as the product with ones
+        total: Array = np.einsum("cnp->c", memory)
         return total
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:

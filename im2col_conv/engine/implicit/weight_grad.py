@@ -156,7 +156,7 @@ def weight_grad(
         summed = db is not None and (part.start == 0 or not plan.exchanged)
         for at in sums.tiles(number):
             step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
-            given, seen = right[step.made], left[step.seen]
+            given = right[step.made]
             if total is not None or (summed and not plan.exchanged):
                 turned = arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
             if total is not None or (summed and plan.exchanged):
@@ -164,7 +164,7 @@ def weight_grad(
             if total is not None:
                 arrangement.weight_grad(blas, step.tile, turned, lines, total)
             if summed and plan.exchanged:
-                sums.db[number, step.seen[0]] += arrangement.sums(lines, seen)
+                sums.db[number, step.seen[0]] += arrangement.sums(lines, left[step.seen])
             elif summed:
                 sums.db[number, step.made[0]] += arrangement.sums(turned, given)
         if total is not None:
