@@ -5,6 +5,7 @@ import threading
 import time
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,21 +16,17 @@ from hypothesis import strategies as st
 import im2col_conv as ic
 from im2col_conv.engine import blas, choice, workers
 from im2col_conv.engine.arithmetic import SMALL_PRODUCT
-from im2col_conv.engine.choice import WIDE_KERNELS
-from im2col_conv.engine.implicit import forward as implicit_forward
-from im2col_conv.engine.implicit import spread
-from im2col_conv.engine.implicit.arrangements import arrangement_for
+from im2col_conv.engine.choice import WIDE
+from im2col_conv.engine.implicit import arrangements, forward, input_grad, spread, weight_grad
 from im2col_conv.engine.implicit.bands import Bands, bands_for
-from im2col_conv.engine.implicit.forward import plan_forward
 from im2col_conv.engine.implicit.inner import ChannelsInner
-from im2col_conv.engine.implicit.input_grad import plan_input_grad
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pairs import Axis, axes_between, places_of
 from im2col_conv.engine.implicit.pointwise import Pointwise
+from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import Tile, sums_of_rows
 from im2col_conv.engine.implicit.unrolled import Unrolled
-from im2col_conv.engine.implicit.weight_grad import plan_weight_grad
 from im2col_conv.engine.implicit.weights import Blockwise, Whole
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Bias, Operand, Products
@@ -39,6 +36,21 @@ from im2col_conv.geometry import geometry_of
 PASSES = {"forward", "weight_grad", "input_grad"}
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
+
+# Of short products, whatever the kernel: long ones are tested in test_shifted.py.
+arrangement_for = partial(arrangements.arrangement_for, packs=False)
+plan_forward = partial(forward.plan_forward, packs=False)
+plan_weight_grad = partial(weight_grad.plan_weight_grad, packs=False)
+plan_input_grad = partial(input_grad.plan_input_grad, packs=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_products():
+    with pytest.MonkeyPatch.context() as patch:
+        if private_blas() is not None:
+            patch.setattr(private_blas(), "packs", False)
+        yield
+
 
 LAYERS = [
     # x_shape, w_shape, keywords, arrangement
@@ -549,7 +561,7 @@ def test_numpy_multiplies_only_while_its_blas_is_held(
 
 @needs_blas
 def test_auto_multiplies_large_pointwise_layers_where_they_lie():
-    if private_blas().kernel not in WIDE_KERNELS:
+    if private_blas().kernel not in WIDE:
         pytest.skip("auto takes the implicit way with wide kernels only")
 
     def ways(x_shape, w_shape):
@@ -769,7 +781,8 @@ def test_whole_windows_are_added_beside_the_bias_of_a_transposed_pass(layout, mo
         (1, 90, 6, 14), shapes[1], stride=(2, 3), padding=((1, 0), (0, 2))
     )
     assert isinstance(arrangement_for(geometry, layout, "dx"), Unrolled)
-    assert choice.way_of("input_grad", "auto", geometry, layout, w.dtype) == "implicit"
+    monkeypatch.setattr(choice, "WIDE", {private_blas().kernel})
+    assert pays_in("input_grad", geometry, layout, private_blas())
     if layout == "channels_last":
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     keywords = {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2), "layout": layout}
@@ -885,9 +898,8 @@ def test_each_group_has_its_own_bias_in_a_transposed_pass(
     shape = ic.conv_transpose(x, w, stride=stride, groups=4).shape
     geometry = ic.ConvGeometry.from_shapes(shape, w_shape, stride=stride, groups=4)
     assert isinstance(arrangement_for(geometry, layout, "dx"), arrangement)
-    library = library_with("SkylakeX")
-    monkeypatch.setattr(choice, "_kernel_fits", lambda *given: True)
-    assert pays_in("input_grad", geometry, layout, library)
+    monkeypatch.setattr(choice, "WIDE", {private_blas().kernel})
+    assert pays_in("input_grad", geometry, layout, private_blas())
     if layout == "channels_last":
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     found = ic.conv_transpose(x, w, b, stride=stride, groups=4, layout=layout)
@@ -905,7 +917,7 @@ def test_windows_are_not_whole_where_weights_leave_them_no_room():
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 7, 16])
 def test_tiles_are_cut_where_neighbours_see_the_fewest_cells(images):
     geometry = ic.ConvGeometry.from_shapes((images, 90, 9, 37, 41), (70, 90, 5, 1, 1))
-    plan = implicit_forward.plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)
+    plan = plan_forward(geometry, "channels_first", np.dtype(np.float32), 2**26)
     _, depth, height, line = plan.tiling.step[1:-1]
     assert depth == geometry.out[0]
     assert height < geometry.out[1]
@@ -948,8 +960,7 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
     [
         ("SkylakeX", (4, 128, 30, 31), (64, 128, 3, 3), {}, True),
         ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
-        ("Haswell", (4, 64, 30, 31), (65, 64, 3, 3), {}, False),
-        ("Zen", (4, 65, 30, 31), (64, 65, 3, 3), {}, False),
+        ("Zen", (4, 65, 30, 31), (48, 65, 3, 3), {}, True),
         ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
@@ -1188,20 +1199,71 @@ def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "keywords", "scatters"),
+    ("x_shape", "w_shape", "keywords", "first", "last"),
     [
-        ((4, 90, 30, 31), (64, 90, 3, 3), {"stride": (1, 2)}, True),
-        ((4, 90, 30, 31), (65, 90, 3, 3), {"stride": (1, 2)}, False),
-        ((4, 90, 30, 31), (64, 90, 3, 3), {"padding": 1}, False),
+        # channels innermost, lines of 32 outputs: y by rows and dw only of many filters
+        ((4, 90, 9, 34), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"dx"}),
+        ((4, 90, 9, 34), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
+        ((4, 90, 9, 33), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),  # 31 outputs
+        ((3, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),  # 3 of 10
+        ((4, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"dx"}),
+        ((4, 90, 9, 34), (91, 90, 3, 3), {}, {"y", "dout.T"}, {"y", "dout.T"}),  # more filters
+        ((4, 90, 9, 34), (64, 90, 3, 3), {"stride": (2, 1)}, {"y", "dout.T"}, {"y", "dout.T"}),
+        ((4, 90, 9, 34), (64, 90, 3, 3), {"padding": 3}, {"y", "dout.T"}, {"y", "dout.T"}),
+        # few channels, which lie outside: y alone
+        ((8, 9, 9, 34), (20, 9, 3, 3), {}, {"y"}, set()),
+        ((8, 9, 9, 33), (9, 9, 3, 3), {}, {"y"}, {"y"}),
+        ((8, 2, 9, 34), (9, 2, 3, 3), {}, {"y"}, set()),
+        # elsewhere never: groups, one axis, kernels of one cell, whole windows, depthwise
+        ((4, 180, 9, 34), (180, 90, 3, 3), {"groups": 2}, set(), set()),
+        ((4, 90, 34), (90, 90, 3), {}, set(), set()),
+        ((4, 90, 9, 34), (90, 90, 1, 1), {}, set(), set()),
+        ((1, 90, 5, 5), (900, 90, 3, 3), {}, set(), set()),
+        ((4, 90, 9, 34), (90, 1, 3, 3), {"groups": 90}, set(), set()),
     ],
 )
-def test_auto_scatters_few_filters_tap_by_tap_with_narrow_kernels(
-    x_shape, w_shape, keywords, scatters
+def test_planes_are_shifted_where_a_kernel_packs(x_shape, w_shape, keywords, first, last):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    for layout, shifted in (("channels_first", first), ("channels_last", last)):
+        found = {
+            made
+            for made in ("y", "dout.T", "dx")
+            if isinstance(arrangements.arrangement_for(geometry, layout, made, packs=True), Shifted)
+        }
+        assert found == shifted
+
+
+FORWARD, DX = {"forward"}, {"input_grad"}
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "first", "last"),
+    [
+        ((4, 90, 9, 8), (63, 90, 3, 3), {}, PASSES, PASSES),  # few filters
+        ((4, 90, 9, 8), (64, 90, 3, 3), {}, DX, DX),
+        ((4, 90, 400), (63, 90, 3), {}, PASSES, PASSES),
+        ((4, 90, 400), (64, 90, 3), {}, DX, DX),
+        ((4, 180, 30, 31), (126, 90, 3, 3), {"groups": 2}, PASSES, PASSES),
+        ((4, 180, 30, 31), (128, 90, 3, 3), {"groups": 2}, DX, DX),
+        # long products: of 100 positions and 48 numbers at least, and not of lines alone for dw
+        ((4, 16, 12, 12), (64, 16, 3, 3), {}, FORWARD | DX, PASSES),
+        ((4, 15, 12, 12), (64, 15, 3, 3), {}, DX, DX),
+        ((4, 16, 11, 13), (64, 16, 3, 3), {}, DX, DX),
+        ((4, 34, 12, 12), (256, 34, 3, 3), {}, PASSES, PASSES),
+        ((4, 34, 12, 12), (257, 34, 3, 3), {}, set(), set()),
+        ((4, 34, 25, 25), (256, 34, 3, 3), {"stride": (2, 2)}, PASSES, PASSES),
+        ((4, 34, 60, 61), (48, 34, 1, 1), {}, set(), set()),
+    ],
+)
+def test_auto_takes_few_filters_and_long_products_where_a_kernel_packs(
+    x_shape, w_shape, keywords, first, last
 ):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    for each in PASSES:
-        pays = each == "input_grad" and scatters
-        assert pays_in(each, geometry, "channels_first", library_with("Haswell")) is pays
+    for layout, taken in (("channels_first", first), ("channels_last", last)):
+        found = {
+            each for each in PASSES if pays_in(each, geometry, layout, library_with("Haswell"))
+        }
+        assert found == taken
 
 
 def pays_in(each, geometry, layout, library):
@@ -1212,6 +1274,7 @@ def library_with(kernel_name):
     class Library:
         types = frozenset({np.dtype(np.float32)})
         kernel = kernel_name
+        packs = kernel_name in ("Haswell", "Zen")
 
     return Library()
 

@@ -28,6 +28,7 @@ from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
+from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SET_BYTES
 from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
@@ -59,9 +60,10 @@ Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 MADE: dict[Pass, Made] = {"forward": "y", "weight_grad": "dout.T", "input_grad": "dx"}
 
 # Measured: docs/ideas.md.
-WIDE_KERNELS = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})
-NARROW_KERNELS = frozenset({"Haswell", "Zen"})  # for which small products cost more than large ones
-MOST_NARROW = 64  # channels and filters of a group, or only filters
+WIDE = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})  # kernels for AVX-512
+# Where a kernel copies all operands: filters of a group that are few, and the most; numbers that a
+# tap of the other axes sees; outputs of the last two axes.
+FEW_PACKED, MOST_PACKED, DEEP_PACKED, LONG_PACKED = 64, 256, 48, 100
 LEAST_FLOPS, LEAST_SCATTERED = 2 * 10**6, 10**6  # and where columns would be scattered
 # Of groups: work of all; outputs of all images in a short line, for less than so many channels
 # times taps of the axis before the last (for dx where channels come last); weights of an output.
@@ -138,7 +140,9 @@ def _implicit_pays(
     blas: OpenBlas | None,
 ) -> bool:
     """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
-    if blas is None or dtype not in blas.types or not _kernel_fits(each, blas.kernel, geometry):
+    if blas is None or dtype not in blas.types:
+        return False
+    if not (_packed_products_pay(each, geometry, layout) if blas.packs else blas.kernel in WIDE):
         return False
     if geometry.depthwise and geometry.ndim == 1:
         return False
@@ -150,11 +154,11 @@ def _implicit_pays(
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
     if is_depthwise(geometry):
-        return _bands_pay(each, geometry, layout, blas.kernel)
+        return _bands_pay(each, geometry, layout, packs=blas.packs)
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry, last=last)
     if geometry.groups > 1:
-        return _groups_pay(each, geometry, layout)
+        return _groups_pay(each, geometry, layout, packs=blas.packs)
     flops = geometry.flops
     if each == "input_grad" and not gathers(geometry):
         return flops >= LEAST_SCATTERED and not _scatter_pays(geometry, dtype, last=last)
@@ -166,12 +170,22 @@ def _implicit_pays(
     return enough and not _gather_pays(each, geometry, dtype, last=last)
 
 
-def _kernel_fits(each: Pass, kernel: str, geometry: ConvGeometry) -> bool:
-    """Say whether small products pay with a kernel: a wide one, or one for few channels."""
-    scatters = each == "input_grad" and not gathers(geometry)  # which takes longer as columns
-    most = geometry.F if scatters else max(geometry.C, geometry.F)
-    few = most // geometry.groups <= MOST_NARROW and not is_pointwise(geometry)
-    return kernel in WIDE_KERNELS or (kernel in NARROW_KERNELS and few)
+def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
+    """Say whether products whose operands the kernel copies are sooner done than those of columns.
+
+    Columns are copied once more for them, which tells where filters are few.
+    """
+    filters = geometry.F // geometry.groups
+    if is_pointwise(geometry):
+        return False
+    if each == "input_grad":
+        return filters <= MOST_PACKED
+    if filters < FEW_PACKED:
+        return True
+    shifted = isinstance(arrangement_for(geometry, layout, MADE[each], packs=True), Shifted)
+    deep = geometry.C * geometry.kernel[-1] >= DEEP_PACKED
+    positions = math.prod(geometry.out[-2:])
+    return shifted and deep and positions >= LONG_PACKED and filters <= MOST_PACKED
 
 
 def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
@@ -183,11 +197,11 @@ def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
     return geometry.taps <= most and (many or (channels >= LEAST_CHANNELS and not slow))
 
 
-def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, kernel: str) -> bool:
+def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, *, packs: bool) -> bool:
     """Say whether a depthwise layer has lines that are worth a product."""
     bands = bands_for(geometry, layout, for_dw=each == "weight_grad")
     line = geometry.out[-1] * (geometry.N if bands.interleaved else 1)
-    short = line <= MOST_DOTTED or kernel in NARROW_KERNELS
+    short = line <= MOST_DOTTED or packs
     dotted = layout == "channels_first" and short
     long = {
         "forward": line >= LEAST_LINE_OF_PLANES,
@@ -204,7 +218,7 @@ def _bands_beat_dots(geometry: ConvGeometry) -> bool:
     return geometry.ndim == 2 and geometry.C >= LEAST_PLANES and (many or line >= LEAST_LINE_BANDED)
 
 
-def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
+def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str, *, packs: bool) -> bool:
     """Say whether groups, of which a tile holds several, are better multiplied tap by tap.
 
     Not where windows are sooner copied, or where many weights would be arranged for few outputs.
@@ -212,7 +226,7 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     copied = _are_apart(geometry) and (each != "input_grad" or geometry.taps == 1)
     if geometry.flops < LEAST_FLOPS_OF_GROUPS or copied:
         return False
-    arrangement = arrangement_for(geometry, layout, MADE[each])
+    arrangement = arrangement_for(geometry, layout, MADE[each], packs=packs)
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
     if isinstance(arrangement, Spread):
         return arrangement.interleaved and _short_lines_pay(each, geometry)
@@ -282,7 +296,9 @@ def _are_apart(geometry: ConvGeometry) -> bool:
 
 def _is_laid(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether few channels that come last are laid line under line, for y or dw."""
-    return isinstance(arrangement_for(geometry, "channels_last", MADE[each]), ChannelsOuter)
+    return isinstance(
+        arrangement_for(geometry, "channels_last", MADE[each], packs=False), ChannelsOuter
+    )
 
 
 def _scatter_pays(geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool) -> bool:
@@ -298,7 +314,7 @@ def _outputs_collide(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     Where channels come last, one output of all images is a matrix whose rows are an image apart:
     they fall in few sets of the first cache. Rows that are no whole lines of it are written twice.
     """
-    arrangement = arrangement_for(geometry, "channels_last", "y")
+    arrangement = arrangement_for(geometry, "channels_last", "y", packs=False)
     if not isinstance(arrangement, Spread) or not arrangement.interleaved:
         return False
     row = geometry.F * dtype.itemsize
@@ -318,7 +334,9 @@ def forward_plan(
     if way == "winograd":
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
     if way == "implicit":
-        plan = implicit_forward.plan_forward(geometry, layout, computing_type(result), workspace)
+        plan = implicit_forward.plan_forward(
+            geometry, layout, computing_type(result), workspace, packs=_blas().packs
+        )
         if _fits(plan, algorithm, workspace):
             return plan
     return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
@@ -336,7 +354,7 @@ def weight_grad_plan(
     """Return the plan of a backward pass to the weights."""
     if way_of("weight_grad", algorithm, geometry, layout, result) == "implicit":
         plan = implicit_weight_grad.plan_weight_grad(
-            geometry, layout, computing_type(result), workspace
+            geometry, layout, computing_type(result), workspace, packs=_blas().packs
         )
         if _fits(plan, algorithm, workspace):
             return plan
@@ -361,7 +379,7 @@ def input_grad_plan(
         return winograd_plan.plan_forward(adjoint, computing_type(result), workspace)
     if way == "implicit":
         plan = implicit_input_grad.plan_input_grad(
-            geometry, layout, computing_type(result), workspace
+            geometry, layout, computing_type(result), workspace, packs=_blas().packs
         )
         if _fits(plan, algorithm, workspace):
             return plan

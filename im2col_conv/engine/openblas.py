@@ -35,6 +35,7 @@ __all__ = ["INSTALL", "OpenBlas", "is_private", "private_blas", "why_not"]
 INSTALL = 'pip install "im2col-conv[fast]"'
 
 _PACKAGE, _CORETYPE = "scipy_openblas32", "OPENBLAS_CORETYPE"
+_PACKING = frozenset({"Haswell", "Zen"})  # for AVX2; those for AVX-512 do not
 # Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
 SHORT_COPY = 2**14
 
@@ -56,6 +57,8 @@ class OpenBlas:
     ----------
     kernel : str
         The processor family that its code is written for.
+    packs : bool
+        Whether its kernel is known to copy the operands of small products too, as of large ones.
     types : frozenset of dtype
         What it multiplies.
     """
@@ -68,6 +71,7 @@ class OpenBlas:
         corename = library.scipy_openblas_get_corename
         corename.restype = c_char_p
         self.kernel: str = corename().decode()
+        self.packs = self.kernel in _PACKING
         self._functions = {
             dtype: _functions(library, short, letter, number)
             for letter, (dtype, number) in _LETTERS.items()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias
 
+from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.lines import BLOCK
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
+from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SPARE, Arrangement
 from im2col_conv.engine.implicit.unrolled import Unrolled
@@ -32,14 +34,27 @@ LONG_LINE = 20
 WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
+# Outputs of a line that is no short product; filters that make every product a large one.
+SHORT_LINE, MANY_FILTERS = 32, 64
 MANY_IMAGES = 16  # that make a product of one output of each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
 """What a tile makes, by name; for dw it is the part of dout that is read."""
 
 
-def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
-    """Return how a tile lies: by the channels that an output sees, and where they lie."""
+def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: bool) -> Arrangement:
+    """Return how a tile lies, for a kernel that copies, or ``packs``, all operands or large ones.
+
+    By the channels that an output sees, and where they lie.
+    """
+    lie = _of_short_products(geometry, layout, made)
+    last = layout == "channels_last"
+    if packs and _long_products_pay(geometry, made, lie, last=last):
+        return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
+    return lie
+
+
+def _of_short_products(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
     if is_depthwise(geometry):
         return bands_for(geometry, layout, for_dw=made == "dout.T")
     if is_pointwise(geometry):
@@ -64,6 +79,21 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made) -> Arrangem
     if _unrolls(geometry, made):
         return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
+
+
+def _long_products_pay(geometry: ConvGeometry, made: Made, lie: Arrangement, *, last: bool) -> bool:
+    """Say whether products of many lines are sooner done than those of another arrangement."""
+    if geometry.groups > 1 or geometry.ndim == 1:
+        return False
+    if not isinstance(lie, ChannelsInner | ChannelsOuter | Spread):
+        return False
+    inner, many = isinstance(lie, ChannelsInner), geometry.F >= MANY_FILTERS
+    if made == "dx":
+        return inner and geometry.F <= geometry.C and adjoint_of(geometry) is not None
+    if made == "dout.T":
+        return inner and (many or not last)
+    line = geometry.out[-1] * (geometry.N if lie.interleaved else 1)
+    return many or line < SHORT_LINE or not last
 
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:

@@ -35,10 +35,10 @@ __all__ = ["forward", "plan_forward"]
 
 @lru_cache(maxsize=256)
 def plan_forward(
-    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int, *, packs: bool
 ) -> ImplicitPlan:
     """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
-    arrangement = arrangement_for(geometry, layout, "y")
+    arrangement = arrangement_for(geometry, layout, "y", packs=packs)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, _, F = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)

@@ -28,9 +28,14 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.arithmetic import SMALL_PRODUCT
-from im2col_conv.engine.copies import copy_lines
 from im2col_conv.engine.implicit.lines import room_for_rows, row_steps
-from im2col_conv.engine.implicit.moves import move, move_matrix, turn, turning
+from im2col_conv.engine.implicit.moves import (
+    TURNED_BACK_AT_ONCE,
+    move,
+    turn,
+    turning,
+    unpack_taps,
+)
 from im2col_conv.engine.implicit.pairs import Axis, leaders_first, pairs_of, places_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
@@ -51,7 +56,6 @@ __all__ = ["ChannelsInner"]
 BLOCK = 64  # columns of the weights in one product
 DEPTH = 128  # most rows of the weights in one product
 TURNED_AT_ONCE = 2**17  # numbers of weights that one copy arranges
-TURNED_BACK_AT_ONCE = 2**16  # of sums for weights that one copy arranges as soon as two
 PACKED_AT_ONCE = 5 * 2**16  # of sums for weights, between those two
 
 
@@ -181,13 +185,7 @@ class ChannelsInner:
             return
         for group, block in np.ndindex(*sums.shape[:2]):
             for part, packed in _parts(weights[group], sums[group], block, PACKED_AT_ONCE):
-                if part.size < TURNED_BACK_AT_ONCE:
-                    part[...] = packed.transpose(2, 1, 0)
-                    continue
-                order = (*part.shape[1:], len(part))
-                buffer = scratch.array("W", order, sums.dtype)  # in between, as (c, tap, f)
-                copy_lines(packed.swapaxes(0, 1), buffer)
-                move_matrix(blas, buffer.transpose(2, 0, 1), part)
+                unpack_taps(blas, scratch, packed, part)
 
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None

@@ -39,10 +39,10 @@ __all__ = ["input_grad", "plan_input_grad"]
 
 @lru_cache(maxsize=256)
 def plan_input_grad(
-    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int, *, packs: bool
 ) -> ImplicitPlan:
     """Draw the tiles of a pass to the input, over (groups, N, *size, chunks of C)."""
-    arrangement = arrangement_for(geometry, layout, "dx")
+    arrangement = arrangement_for(geometry, layout, "dx", packs=packs)
     shared = weight_bytes(geometry, arrangement, dtype)
     _, C, _ = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)

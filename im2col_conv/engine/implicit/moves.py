@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.copies import copies_for
+from im2col_conv.engine.copies import copies_for, copy_lines
 from im2col_conv.engine.implicit.tile import row_of
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.workers import Scratch
 
 __all__ = [
+    "TURNED_BACK_AT_ONCE",
     "last_to",
     "move",
     "move_images",
     "move_matrix",
     "turn",
     "turning",
+    "unpack_taps",
 ]
 
+TURNED_BACK_AT_ONCE = 2**16  # numbers of sums for weights that one copy arranges as soon as two
 FAR = 1024  # positions of a channel that put the next one on another page
 
 
@@ -60,6 +63,17 @@ def move_images(blas: OpenBlas, source: Array, target: Array) -> None:
 def move_matrix(blas: OpenBlas, source: Array, target: Array) -> None:
     """Copy ``source[row, *columns]`` to ``target``."""
     _move(blas, source, target, each_image=False)
+
+
+def unpack_taps(blas: OpenBlas, scratch: Scratch, sums: Array, weights: Array) -> None:
+    """Fill ``weights[f, c, tap]`` with what was added up as ``sums[tap, c, f]``."""
+    if weights.size < TURNED_BACK_AT_ONCE:
+        weights[...] = sums.transpose(2, 1, 0)
+        return
+    order = (*weights.shape[1:], len(weights))
+    between = scratch.array("W", order, sums.dtype)  # as (c, tap, f)
+    copy_lines(sums.swapaxes(0, 1), between)
+    move_matrix(blas, between.transpose(2, 0, 1), weights)
 
 
 def _move(blas: OpenBlas, source: Array, target: Array, *, each_image: bool) -> None:

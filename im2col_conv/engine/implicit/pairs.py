@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,15 @@ from im2col_conv.arrays import Array
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Axis", "Pairs", "axes_between", "leaders_first", "pairs_of", "places_of"]
+__all__ = [
+    "Axis",
+    "Pairs",
+    "axes_between",
+    "leaders_first",
+    "meetings",
+    "pairs_of",
+    "places_of",
+]
 
 
 class Axis(NamedTuple):
@@ -87,6 +96,27 @@ def axes_between(geometry: ConvGeometry, box: Slices, cells: Slices) -> tuple[Ax
             strict=True,
         )
     )
+
+
+@lru_cache(maxsize=64)
+def meetings(axis: Axis) -> list[tuple[int, slice, slice, list[slice]]]:
+    """Return each tap, the outputs at which it meets cells, those cells, and the other outputs.
+
+    Examples
+    --------
+    >>> axis = Axis(outs=3, cells=3, lead=-1, kernel=2, stride=1, dilation=1)
+    >>> [(tap, outs, others) for tap, outs, _, others in meetings(axis)][0]
+    (0, slice(1, 3, None), [slice(0, 1, None)])
+    """
+    lines = {tap: (out, cell, outs) for out, cell, tap, outs in axis.lines(max(axis.outs, 1))}
+    found = []
+    for tap in range(axis.kernel):
+        out, cell, outs = lines.get(tap, (0, 0, 0))
+        cells = slice(cell, cell + (outs - 1) * axis.stride + 1 if outs else cell, axis.stride)
+        others = [slice(0, out), slice(out + outs, axis.outs)]
+        others = [each for each in others if each.start < each.stop]
+        found.append((tap, slice(out, out + outs), cells, others))
+    return found
 
 
 class Pairs(NamedTuple):

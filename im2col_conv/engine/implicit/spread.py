@@ -52,7 +52,7 @@ from im2col_conv.engine.implicit.lines import (
     store_rows,
 )
 from im2col_conv.engine.implicit.moves import move_images
-from im2col_conv.engine.implicit.pairs import Axis, pairs_of
+from im2col_conv.engine.implicit.pairs import Axis, meetings, pairs_of
 from im2col_conv.engine.implicit.tile import (
     KEPT,
     Shape,
@@ -137,7 +137,7 @@ class Spread:
             windows = self._windows(blas, scratch, image, axis, outs, dtype)
             for turn, view in enumerate(windows):
                 copy_lines(view, rows[turn :: len(windows), ..., outs])
-        for tap, _, _, paddings in _met(axis):
+        for tap, _, _, paddings in meetings(axis):
             for padding in paddings:
                 rows[tap][..., padding] = 0
         return memory
@@ -175,7 +175,7 @@ class Spread:
         target[...] = 0 if per_channel is None else grouped(per_channel, tile.groups)
         rows = self._by_tap(memory, tile)
         for n in self._added_at_once(tile.images):
-            for tap, outs, cells, _ in _met(tile.axes[-1]):
+            for tap, outs, cells, _ in meetings(tile.axes[-1]):
                 target[:, n, ..., cells] += rows[tap][:, n, ..., outs]
         if self.interleaved:
             move_images(blas, target, image)
@@ -317,23 +317,9 @@ def _where_it_is(name: str, axes: int) -> str:
 
 
 @lru_cache(maxsize=KEPT)
-def _met(axis: Axis) -> list[tuple[int, slice, slice, list[slice]]]:
-    """Return each tap, the outputs at which it meets cells, those cells, and the other outputs."""
-    lines = {tap: (out, cell, outs) for out, cell, tap, outs in axis.lines(max(axis.outs, 1))}
-    found = []
-    for tap in range(axis.kernel):
-        out, cell, outs = lines.get(tap, (0, 0, 0))
-        cells = slice(cell, cell + (outs - 1) * axis.stride + 1 if outs else cell, axis.stride)
-        others = [slice(0, out), slice(out + outs, axis.outs)]
-        others = [each for each in others if each.start < each.stop]
-        found.append((tap, slice(out, out + outs), cells, others))
-    return found
-
-
-@lru_cache(maxsize=KEPT)
 def _meeting(axis: Axis) -> slice:
     """Return the outputs from the first to the last that meet a cell."""
-    met = [outs for _, outs, _, _ in _met(axis) if outs.start < outs.stop]
+    met = [outs for _, outs, _, _ in meetings(axis) if outs.start < outs.stop]
     return slice(min((o.start for o in met), default=0), max((o.stop for o in met), default=0))
 
 

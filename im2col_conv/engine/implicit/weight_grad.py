@@ -75,10 +75,10 @@ class WeightGradPlan(ImplicitPlan):
 
 @lru_cache(maxsize=256)
 def plan_weight_grad(
-    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int, *, packs: bool
 ) -> WeightGradPlan:
     """Draw the tiles, partial sums and chunks of a pass to the weights."""
-    arrangement = arrangement_for(geometry, layout, "dout.T")
+    arrangement = arrangement_for(geometry, layout, "dout.T", packs=packs)
     sum_bytes = weight_bytes(geometry, arrangement, dtype)
     exchanged = adjoint_of(geometry) if _exchange_pays(geometry, arrangement, sum_bytes) else None
     if exchanged is not None:
