@@ -37,7 +37,7 @@ PASSES = {"forward", "weight_grad", "input_grad"}
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 
-# Of short products, whatever the kernel: long ones are tested in test_shifted.py.
+# Of short products, whatever the kernel: long ones are tested in test_long_products.py.
 arrangement_for = partial(arrangements.arrangement_for, packs=False)
 plan_forward = partial(forward.plan_forward, packs=False)
 plan_weight_grad = partial(weight_grad.plan_weight_grad, packs=False)
@@ -961,7 +961,6 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ("SkylakeX", (4, 128, 30, 31), (64, 128, 3, 3), {}, True),
         ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
         ("Zen", (4, 65, 30, 31), (48, 65, 3, 3), {}, True),
-        ("Haswell", (4, 64, 60, 61), (48, 64, 1, 1), {}, False),
         ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
         # many groups, of little work each; depthwise along one axis
         ("SkylakeX", (2, 64, 14, 22), (64, 2, 3, 3), {"groups": 32, "stride": 2}, False),
@@ -1252,7 +1251,8 @@ FORWARD, DX = {"forward"}, {"input_grad"}
         ((4, 34, 12, 12), (256, 34, 3, 3), {}, PASSES, PASSES),
         ((4, 34, 12, 12), (257, 34, 3, 3), {}, set(), set()),
         ((4, 34, 25, 25), (256, 34, 3, 3), {"stride": (2, 2)}, PASSES, PASSES),
-        ((4, 34, 60, 61), (48, 34, 1, 1), {}, set(), set()),
+        ((4, 34, 60, 61), (300, 34, 1, 1), {}, FORWARD | DX, DX),  # kernels of one cell
+        ((4, 68, 60, 61), (96, 34, 1, 1), {"groups": 2}, set(), set()),
     ],
 )
 def test_auto_takes_few_filters_and_long_products_where_a_kernel_packs(

@@ -177,7 +177,8 @@ def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> boo
     """
     filters = geometry.F // geometry.groups
     if is_pointwise(geometry):
-        return False
+        written = each == "forward" and layout == "channels_first"  # where it lies, with its bias
+        return geometry.groups == 1 and (written or each == "input_grad")
     if each == "input_grad":
         return filters <= MOST_PACKED
     if filters < FEW_PACKED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from im2col_conv.engine.adjoint import adjoint_of
@@ -49,6 +50,8 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: b
     """
     lie = _of_short_products(geometry, layout, made)
     last = layout == "channels_last"
+    if packs and isinstance(lie, Pointwise) and made != "dout.T":
+        return replace(lie, packed=True)
     if packs and _long_products_pay(geometry, made, lie, last=last):
         return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
     return lie

@@ -50,6 +50,7 @@ __all__ = ["Pointwise", "is_pointwise"]
 BLOCK = 64  # channels of a result in one product
 ROWS, DEPTH = 96, 128  # positions that are rows of a product, and the most that it sums over
 LINE, LINE_DEPTH = 192, 64  # the same of positions that are columns: each row is on another page
+PACKED_BLOCK, PACKED_LENGTH = 256, 1024  # channels and positions of products of packed operands
 FEW_FILTERS = 16  # of rows that are filters, to which the bias is sooner added than multiplied
 FEW_WEIGHTS = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
@@ -69,6 +70,8 @@ class Pointwise:
     ----------
     by_rows : bool
         Whether y has a row for each position, as where channels are innermost in memory.
+    packed : bool
+        Whether operands are copied whatever their size, so that products may as well be large.
     """
 
     tile_bytes: ClassVar[int] = 2**22
@@ -77,9 +80,11 @@ class Pointwise:
     joins_groups: ClassVar[bool] = False
 
     by_rows: bool
+    packed: bool = False
 
     def chunk(self, channels: int) -> int:
-        return channels if channels % BLOCK else BLOCK
+        block = PACKED_BLOCK if self.packed else BLOCK
+        return channels if channels % block else block
 
     def partners(self, channels: slice) -> slice:
         return slice(None)
@@ -180,10 +185,10 @@ class Pointwise:
     def forward(
         self, blas: OpenBlas, tile: Tile, x: Array, W: Array, y: Array, b: Array | None
     ) -> None:
-        _multiply(blas, x, W, y, b, turned=self.by_rows)
+        _multiply(blas, x, W, y, b, turned=self.by_rows, packed=self.packed)
 
     def input_grad(self, blas: OpenBlas, tile: Tile, dout: Array, W: Array, dx: Array) -> None:
-        _multiply(blas, dout, W, dx, None, turned=True)
+        _multiply(blas, dout, W, dx, None, turned=True, packed=self.packed)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
         products = _weight_grad(_lie_of(x), _lie_of(dout), dw.shape[-1])
@@ -272,6 +277,7 @@ def _multiply(
     bias: Array | None,
     *,
     turned: bool,
+    packed: bool,
 ) -> None:
     """Set ``target`` to W ``source`` plus ``bias``; ``turned``, W (M, K) is stored as (K, M)."""
     given, result = _lie_of(source), _lie_of(target)
@@ -281,15 +287,28 @@ def _multiply(
     a, b = (source, W) if result.inner else (W, source)
     few = result.inner and result.channels < FEW_FILTERS
     biased = bias is not None and not few
-    products = _weighted(given, result, (block, row, W.shape[-1]), turned, biased)
+    pieces = _pieces_of(result, given.channels, packed)
+    products = _weighted(given, result, (block, row, W.shape[-1]), pieces, turned, biased)
     blas.run(products, a, b, target, bias)
     if bias is not None and few:
         add_to_rows(target.transpose(1, 2, 0), bias)
 
 
+def _pieces_of(target: _Lie, depth: int, packed: bool) -> tuple[int, int, int]:
+    """Return how many channels and positions of ``target`` a product makes, and its depth."""
+    if packed:
+        return PACKED_BLOCK, PACKED_LENGTH, max(depth, 1)
+    return (BLOCK, ROWS, DEPTH) if target.inner else (BLOCK, LINE, LINE_DEPTH)
+
+
 @lru_cache(maxsize=KEPT)
 def _weighted(
-    source: _Lie, target: _Lie, weights: tuple[int, int, int], turned: bool, biased: bool
+    source: _Lie,
+    target: _Lie,
+    weights: tuple[int, int, int],
+    pieces: tuple[int, int, int],
+    turned: bool,
+    biased: bool,
 ) -> Products:
     block, row, width = weights
     if target.inner:
@@ -298,8 +317,8 @@ def _weighted(
         left, right = turned, source.inner
     transposed = "a" * left + "b" * right
     n = np.arange(source.images).reshape(-1, 1, 1, 1)
-    length, depth = (ROWS, DEPTH) if target.inner else (LINE, LINE_DEPTH)
-    (p, L), (m, M) = _pieces(target.positions, length, 1), _pieces(target.channels, BLOCK, 2)
+    channels, length, depth = pieces
+    (p, L), (m, M) = _pieces(target.positions, length, 1), _pieces(target.channels, channels, 2)
     k, K = even_pieces(source.channels, depth)  # along the last axis of four
     W = Operand(m // width * block + m % width + k * row if turned else m * row + k, row)
     x, y, first = source.at(n, k, p), target.at(n, m, p), k == 0

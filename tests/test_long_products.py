@@ -1,4 +1,4 @@
-"""Planes shifted tap by tap, as kernels that copy all operands have them, against the spine."""
+"""Long products, for kernels that copy all operands, against the spine."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,21 @@ LAYERS = [
     ((3, 33, 8, 1), (12, 33, 2, 3), {"padding": ((0, 0), (2, 3))}),
     ((2, 33, 9, 7), (64, 33, 1, 3), {"padding": (0, 1)}),
 ]
+POINTWISE = [
+    # pieces of positions and of channels, of one image and of all; chunks; one channel, or filter
+    ((2, 300, 31, 37), (270, 300, 1, 1), {}),
+    ((3, 35, 700), (256, 35, 1), {}),
+    ((2, 512, 5, 7), (40, 512, 1, 1), {}),
+    ((3, 512, 9, 4), (768, 512, 1, 1), {}),
+    ((2, 140, 9, 11), (46, 70, 1, 1), {"groups": 2}),
+    ((2, 1, 40, 41), (7, 1, 1, 1), {}),
+    ((2, 9, 5, 4, 3), (1, 9, 1, 1, 1), {}),
+]
 every_layout = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 every_layer = pytest.mark.parametrize(("x_shape", "w_shape", "keywords"), LAYERS)
+every_layer_of_all = pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"), [*LAYERS, *POINTWISE]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,10 +94,11 @@ def both_ways(x, w, b, dout, **keywords):
 
 @every_layout
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-@every_layer
+@every_layer_of_all
 def test_equals_the_spine(x_shape, w_shape, keywords, dtype, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    assert isinstance(arrangement_for(geometry, layout, "y", packs=True), Shifted)
+    lie = arrangement_for(geometry, layout, "y", packs=True)
+    assert isinstance(lie, Shifted) or lie.packed
     small = 1 if dtype == np.float16 else 4  # sums that float16 holds
 
     def make(rng, shape):
@@ -97,7 +111,7 @@ def test_equals_the_spine(x_shape, w_shape, keywords, dtype, layout):
 
 
 @every_layout
-@every_layer
+@every_layer_of_all
 def test_nothing_that_lay_in_the_buffers_is_read(x_shape, w_shape, keywords, layout, monkeypatch):
     def full_of_nan(shape, dtype):
         return np.full(shape, 255, dtype)  # bytes, which as floats are NaN
@@ -111,7 +125,7 @@ def test_nothing_that_lay_in_the_buffers_is_read(x_shape, w_shape, keywords, lay
 
 
 @every_layout
-@every_layer
+@every_layer_of_all
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_infinity_reaches_what_it_reaches_in_the_spine(x_shape, w_shape, keywords, value, layout):
     rng = np.random.default_rng(3)
@@ -139,6 +153,7 @@ def test_infinity_at_an_edge_meets_no_padding(layout):
         ((5, 64, 40, 30), (96, 64, 3, 3), {"padding": 1}),
         ((2, 300, 12, 13), (256, 300, 3, 3), {"padding": 1}),  # chunks of filters
         ((3, 70, 61, 33), (130, 70, 3, 3), {"stride": 2}),
+        ((3, 260, 61, 33), (512, 260, 1, 1), {}),
     ],
 )
 def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords, layout):
@@ -220,6 +235,29 @@ def test_memory_is_what_the_plan_counts(x_shape, w_shape, keywords, layout):
         lie.load(blas, scratch, name, image, tile, dtype)
         counted = lie.numbers(name, len(image), geometry.N, geometry.size, geometry.out)
         assert 0.8 * counted * dtype.itemsize < scratch.nbytes <= counted * dtype.itemsize
+
+
+@pytest.mark.parametrize(("channels", "positions"), [(256, 1024), (255, 1023), (520, 2050)])
+@every_layout
+def test_packed_products_are_as_large_as_they_may_be(channels, positions, layout):
+    geometry = ic.ConvGeometry.from_shapes((1, channels, positions), (channels, channels, 1))
+    lie = arrangement_for(geometry, layout, "y", packs=True)
+    blas, scratch, dtype = private_blas(), Scratch(), np.dtype(np.float32)
+    x, y = (np.zeros((channels, 1, positions), dtype) for _ in range(2))
+    if layout == "channels_last":
+        x, y = (np.zeros((1, positions, channels), dtype).transpose(2, 0, 1) for _ in range(2))
+    w = np.ones((1, channels, channels, 1), dtype)
+    weights = lie.forward_weights(w, dtype, scratch.array)
+    chunks = channels // lie.chunk(channels)
+    W = weights.part(blas, scratch, slice(0, 1), slice(0, chunks))
+    lists = []
+
+    class Library:
+        def run(self, products, *arrays):
+            lists.append(products)
+
+    lie.forward(Library(), None, x.reshape(*x.shape[:2], -1), W, y, None)
+    assert [products.count for products in lists] == [-(-channels // 256) * -(-positions // 1024)]
 
 
 @given(st.data())
