@@ -1200,15 +1200,19 @@ def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "first", "last"),
     [
-        # channels innermost, lines of 32 outputs: y by rows and dw only of many filters
-        ((4, 90, 9, 34), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"dx"}),
-        ((4, 90, 9, 34), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
-        ((4, 90, 9, 33), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),  # 31 outputs
-        ((3, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),  # 3 of 10
-        ((4, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"dx"}),
-        ((4, 90, 9, 34), (91, 90, 3, 3), {}, {"y", "dout.T"}, {"y", "dout.T"}),  # more filters
-        ((4, 90, 9, 34), (64, 90, 3, 3), {"stride": (2, 1)}, {"y", "dout.T"}, {"y", "dout.T"}),
-        ((4, 90, 9, 34), (64, 90, 3, 3), {"padding": 3}, {"y", "dout.T"}, {"y", "dout.T"}),
+        # channels innermost: lines of 32 outputs, then of 31 and 30, of one image and of three
+        ((4, 90, 9, 34), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, set()),
+        ((4, 90, 9, 34), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y"}),
+        ((4, 90, 9, 33), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),
+        ((4, 90, 9, 33), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
+        ((3, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),
+        ((4, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, set()),
+        ((4, 90, 9, 12), (15, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"dx"}),
+        ((4, 90, 9, 12), (16, 90, 3, 3), {}, {"y", "dout.T", "dx"}, set()),
+        ((4, 90, 9, 11), (15, 90, 3, 3), {}, {"y", "dout.T"}, set()),  # 99 cells
+        ((4, 90, 9, 33), (91, 90, 3, 3), {}, {"y", "dout.T"}, {"y", "dout.T"}),  # more filters
+        ((4, 90, 9, 33), (64, 90, 3, 3), {"stride": (2, 1)}, {"y", "dout.T"}, {"y", "dout.T"}),
+        ((4, 90, 9, 24), (64, 90, 3, 3), {"padding": 3}, {"y", "dout.T"}, {"y", "dout.T"}),
         # few channels, which lie outside: y alone
         ((8, 9, 9, 34), (20, 9, 3, 3), {}, {"y"}, set()),
         ((8, 9, 9, 33), (9, 9, 3, 3), {}, {"y"}, {"y"}),
@@ -1238,18 +1242,18 @@ FORWARD, DX = {"forward"}, {"input_grad"}
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "first", "last"),
     [
-        ((4, 90, 9, 8), (63, 90, 3, 3), {}, PASSES, PASSES),  # few filters
-        ((4, 90, 9, 8), (64, 90, 3, 3), {}, DX, DX),
-        ((4, 90, 400), (63, 90, 3), {}, PASSES, PASSES),
-        ((4, 90, 400), (64, 90, 3), {}, DX, DX),
-        ((4, 180, 30, 31), (126, 90, 3, 3), {"groups": 2}, PASSES, PASSES),
-        ((4, 180, 30, 31), (128, 90, 3, 3), {"groups": 2}, DX, DX),
+        ((4, 90, 9, 8), (64, 90, 3, 3), {}, PASSES, PASSES),  # few filters
+        ((4, 90, 9, 8), (65, 90, 3, 3), {}, DX, DX),
+        ((4, 90, 400), (64, 90, 3), {}, PASSES, PASSES),
+        ((4, 90, 400), (65, 90, 3), {}, DX, DX),
+        ((4, 180, 30, 31), (128, 90, 3, 3), {"groups": 2}, PASSES, PASSES),
+        ((4, 180, 30, 31), (130, 90, 3, 3), {"groups": 2}, DX, DX),
         # long products: of 100 positions and 48 numbers at least, and not of lines alone for dw
-        ((4, 16, 12, 12), (64, 16, 3, 3), {}, FORWARD | DX, PASSES),
-        ((4, 15, 12, 12), (64, 15, 3, 3), {}, DX, DX),
-        ((4, 16, 11, 13), (64, 16, 3, 3), {}, DX, DX),
-        ((4, 34, 12, 12), (256, 34, 3, 3), {}, PASSES, PASSES),
-        ((4, 34, 12, 12), (257, 34, 3, 3), {}, set(), set()),
+        ((3, 16, 12, 12), (65, 16, 3, 3), {}, FORWARD | DX, PASSES),
+        ((3, 15, 12, 12), (65, 15, 3, 3), {}, DX, DX),
+        ((3, 16, 11, 13), (65, 16, 3, 3), {}, DX, DX),
+        ((3, 34, 12, 12), (256, 34, 3, 3), {}, PASSES, PASSES),
+        ((3, 34, 12, 12), (257, 34, 3, 3), {}, set(), set()),
         ((4, 34, 25, 25), (256, 34, 3, 3), {"stride": (2, 2)}, PASSES, PASSES),
         ((4, 34, 60, 61), (300, 34, 1, 1), {}, FORWARD | DX, DX),  # kernels of one cell
         ((4, 68, 60, 61), (96, 34, 1, 1), {"groups": 2}, set(), set()),

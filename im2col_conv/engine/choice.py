@@ -181,7 +181,7 @@ def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> boo
         return geometry.groups == 1 and (written or each == "input_grad")
     if each == "input_grad":
         return filters <= MOST_PACKED
-    if filters < FEW_PACKED:
+    if filters <= FEW_PACKED:
         return True
     shifted = isinstance(arrangement_for(geometry, layout, MADE[each], packs=True), Shifted)
     deep = geometry.C * geometry.kernel[-1] >= DEEP_PACKED
@@ -296,7 +296,7 @@ def _are_apart(geometry: ConvGeometry) -> bool:
 
 
 def _is_laid(each: Pass, geometry: ConvGeometry) -> bool:
-    """Say whether few channels that come last are laid line under line, for y or dw."""
+    """Say whether few channels that come last are laid line under line for short products."""
     return isinstance(
         arrangement_for(geometry, "channels_last", MADE[each], packs=False), ChannelsOuter
     )

@@ -35,8 +35,9 @@ LONG_LINE = 20
 WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
-# Outputs of a line that is no short product; filters that make every product a large one.
-SHORT_LINE, MANY_FILTERS = 32, 64
+# Outputs of a line that pay for a product; filters of large products; cells of a plane, and filters
+# of dout that are soon copied, for dx.
+SHORT_LINE, MANY_FILTERS, LARGE_PLANE, FEW_TO_COPY = 32, 64, 100, 16
 MANY_IMAGES = 16  # that make a product of one output of each
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
@@ -90,13 +91,16 @@ def _long_products_pay(geometry: ConvGeometry, made: Made, lie: Arrangement, *, 
         return False
     if not isinstance(lie, ChannelsInner | ChannelsOuter | Spread):
         return False
-    inner, many = isinstance(lie, ChannelsInner), geometry.F >= MANY_FILTERS
-    if made == "dx":
-        return inner and geometry.F <= geometry.C and adjoint_of(geometry) is not None
+    short = geometry.out[-1] * (geometry.N if lie.interleaved else 1) < SHORT_LINE
+    if made == "y":
+        return not last or short or geometry.F >= MANY_FILTERS
+    if not isinstance(lie, ChannelsInner):
+        return False
     if made == "dout.T":
-        return inner and (many or not last)
-    line = geometry.out[-1] * (geometry.N if lie.interleaved else 1)
-    return many or line < SHORT_LINE or not last
+        return not last or (short and geometry.F >= MANY_FILTERS)
+    large = geometry.F <= geometry.C and math.prod(geometry.size[-2:]) >= LARGE_PLANE
+    pays = not last or short or geometry.F < FEW_TO_COPY
+    return large and pays and adjoint_of(geometry) is not None
 
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
