@@ -13,9 +13,10 @@ one tap meets along one line of outputs are the rows of a matrix, which BLAS rea
     W_t     (C, F) += x line.T (C, L) @ y line (L, F)   weight_grad
 
 How the numbers of a tile lie in memory is an *arrangement*, one module each: ``inner``, ``outer``,
-``spread``, ``unrolled``, ``bands``, ``pointwise``; ``plan`` picks one from the geometry and draws
-the tiles, ``pairs`` says which lines meet at which tap, ``lines`` and ``moves`` where lines lie and
-how they get there, ``weights`` when weights are arranged. But for ``spread`` and ``unrolled``,
-outputs whose tap falls on padding are left out of a line, so no padding is stored, and infinity and
-NaN reach exactly the windows that hold them.
+``spread``, ``shifted``, ``unrolled``, ``bands``, ``pointwise``; ``arrangements`` picks one from the
+geometry and the kernel of the library, ``plan`` draws the tiles, ``pairs`` says which lines meet at
+which tap, ``lines`` and ``moves`` where lines lie and how they get there, ``weights`` when weights
+are arranged. But for ``spread``, ``shifted`` and ``unrolled``, outputs whose tap falls on padding
+are left out of a line, so no padding is stored, and infinity and NaN reach exactly the windows that
+hold them.
 """
