@@ -14,6 +14,7 @@ from im2col_conv.engine.implicit.pairs import axes_between
 from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.tile import Tile
 from im2col_conv.engine.openblas import private_blas, why_not
+from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch, drop_scratch
 
 pytestmark = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
@@ -280,3 +281,21 @@ def test_equals_the_spine_for_any_geometry(data):
     with ic.set_workers(2):
         for ours, theirs in both_ways(*arrays, layout=layout, **keywords):
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "shared"),
+    [
+        ((1, 40, 36, 27), (30, 40, 3, 3), False),  # 18.4 million operations
+        ((1, 40, 40, 27), (30, 40, 3, 3), True),  # 20.5
+        ((1, 40, 33, 25), (300, 40, 1, 1), False),  # 19.8
+        ((1, 40, 34, 25), (300, 40, 1, 1), True),  # 20.4
+    ],
+)
+def test_long_products_are_shared_sooner_than_short_ones(x_shape, w_shape, shared):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
+    given = geometry, "channels_first", np.dtype(np.float32), 2**26
+    short, long = (forward.plan_forward(*given, packs=packs) for packs in (False, True))
+    assert short.tasks == 1
+    assert (long.tasks > 1) is shared
+    assert (workers_for(long, 2, 2**26) == 2) is shared

@@ -29,14 +29,16 @@ class Plan:
     """
 
     algorithm: ClassVar[str] = "im2col"
-    # What a pass must cost to be worth a second worker.
-    least_shared: ClassVar[int] = SMALL_FLOPS
-
     tiling: Tiling
     tasks: int
     worker_bytes: int
     shared_bytes: int
     work: int
+
+    @property
+    def least_shared(self) -> int:
+        """What a pass must cost to be worth a second worker."""
+        return SMALL_FLOPS
 
     @property
     def numpy_multiplies(self) -> bool:

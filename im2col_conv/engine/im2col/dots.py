@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from im2col_conv.lowering import last, whole
 __all__ = ["DotsPlan", "has_lines", "plan_dots", "turning_pays", "weight_grad"]
 
 # Measured: docs/ideas.md.
-TILE_BYTES = 2**21
+TILE_BYTES, LEAST_SHARED = 2**21, 4 * 10**7
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output
 CELL_COST = 30  # operations of a product while a number is read
@@ -68,12 +68,14 @@ class _Line(NamedTuple):
 class DotsPlan(Plan):
     """Tiles over (N, C, *out): a task makes the sums of some channels, over all images in order."""
 
-    # Measured: with many short steps in Python, two workers wait for each other below this.
-    least_shared: ClassVar[int] = 4 * 10**7
-
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     axes: tuple[Axis, ...]
+
+    @property
+    def least_shared(self) -> int:
+        """With many short steps in Python, two workers wait for each other below this."""
+        return LEAST_SHARED
 
 
 @lru_cache(maxsize=256)
@@ -93,7 +95,7 @@ def plan_dots(
     if plane > MOST_STORED * geometry.positions:
         return None
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
-    shares = EVEN if work >= DotsPlan.least_shared else 1
+    shares = EVEN if work >= LEAST_SHARED else 1
     room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
     # Of x, where a sum is not finite.
     conjugated = math.prod(geometry.size) if dtype.kind == "c" else 0

@@ -93,7 +93,9 @@ def _long_products_pay(geometry: ConvGeometry, made: Made, lie: Arrangement, *, 
         return False
     short = geometry.out[-1] * (geometry.N if lie.interleaved else 1) < SHORT_LINE
     if made == "y":
-        return not last or short or geometry.F >= MANY_FILTERS
+        small = isinstance(lie, ChannelsOuter) or math.prod(geometry.out[-2:]) < LARGE_PLANE
+        together = lie.interleaved and small
+        return short or geometry.F >= MANY_FILTERS or not (last or together)
     if not isinstance(lie, ChannelsInner):
         return False
     if made == "dout.T":

@@ -13,10 +13,20 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.implicit.arrangements import Made
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.pairs import axes_between
+from im2col_conv.engine.implicit.pointwise import Pointwise
+from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.tile import Arrangement, Shape, Tile
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut, cut_evenly, overlap_of
+from im2col_conv.engine.tiling import (
+    EVEN,
+    SHARES,
+    SMALL_FLOPS,
+    Tiling,
+    cut,
+    cut_evenly,
+    overlap_of,
+)
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
@@ -40,6 +50,7 @@ __all__ = [
 LEAST_SHARE = 128
 LIST_BYTES = 2**23  # at most, as estimated, for the products of several groups
 LEAST_WORK = 5e7
+LEAST_SHARED = 4 * 10**7
 MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 
 
@@ -48,13 +59,15 @@ class ImplicitPlan(Plan):
     """Tiles over (groups, N, *axes, chunks of channels), of one geometry and type."""
 
     algorithm: ClassVar[str] = "implicit"
-    # Measured: with many short steps in Python, two workers wait for each other below this.
-    least_shared: ClassVar[int] = 4 * 10**7
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     arrangement: Arrangement
     steps: dict[Hashable, Step] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def least_shared(self) -> int:
+        return _least_shared(self.arrangement)
 
     @property
     def numpy_multiplies(self) -> bool:
@@ -277,8 +290,19 @@ def _list_bytes(geometry: ConvGeometry, images: int, outs: Shape) -> int:
 def shares_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
     """Return in how many parts a pass should come, for workers to share."""
     work = work_of(geometry, arrangement)
-    least = 2 if work >= ImplicitPlan.least_shared else 1
+    least = 2 if work >= _least_shared(arrangement) else 1
     return max(least, min(SHARES, int(work // LEAST_WORK)))
+
+
+def _least_shared(arrangement: Arrangement) -> int:
+    """Return the work that pays for a second worker.
+
+    With many short steps in Python, two wait for each other: large products have few.
+    """
+    few_steps = isinstance(arrangement, Shifted) or (
+        isinstance(arrangement, Pointwise) and arrangement.packed
+    )
+    return SMALL_FLOPS if few_steps else LEAST_SHARED
 
 
 def work_of(geometry: ConvGeometry, arrangement: Arrangement) -> int:
