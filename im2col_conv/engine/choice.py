@@ -25,6 +25,7 @@ from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.arrangements import LONG_LINE, Made, arrangement_for
 from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
+from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.implicit.pointwise import is_pointwise
@@ -181,12 +182,17 @@ def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> boo
         return geometry.groups == 1 and (written or each == "input_grad")
     if each == "input_grad":
         return filters <= MOST_PACKED
-    if filters <= FEW_PACKED:
+    if filters < FEW_PACKED:
         return True
-    shifted = isinstance(arrangement_for(geometry, layout, MADE[each], packs=True), Shifted)
+    lie = arrangement_for(geometry, layout, MADE[each], packs=True)
+    if isinstance(lie, Shifted):
+        length = math.prod(geometry.out[-2:])
+    elif isinstance(lie, ChannelsInner) and lie.interleaved:
+        length = geometry.N * geometry.out[-1]
+    else:
+        return False
     deep = geometry.C * geometry.kernel[-1] >= DEEP_PACKED
-    positions = math.prod(geometry.out[-2:])
-    return shifted and deep and positions >= LONG_PACKED and filters <= MOST_PACKED
+    return deep and length >= LONG_PACKED and filters <= MOST_PACKED
 
 
 def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:

@@ -91,18 +91,17 @@ def _long_products_pay(geometry: ConvGeometry, made: Made, lie: Arrangement, *, 
         return False
     if not isinstance(lie, ChannelsInner | ChannelsOuter | Spread):
         return False
+    many, small = geometry.F >= MANY_FILTERS, math.prod(geometry.out[-2:]) < LARGE_PLANE
     short = geometry.out[-1] * (geometry.N if lie.interleaved else 1) < SHORT_LINE
+    outer, inner = isinstance(lie, ChannelsOuter), isinstance(lie, ChannelsInner)
+    together = lie.interleaved and not short and (small or outer)  # long lines of all images
     if made == "y":
-        small = isinstance(lie, ChannelsOuter) or math.prod(geometry.out[-2:]) < LARGE_PLANE
-        together = lie.interleaved and small
-        return short or geometry.F >= MANY_FILTERS or not (last or together)
-    if not isinstance(lie, ChannelsInner):
-        return False
+        return short or (not together and (many or not last))
     if made == "dout.T":
-        return not last or (short and geometry.F >= MANY_FILTERS)
+        return inner and not together and (not last or (short and many))
     large = geometry.F <= geometry.C and math.prod(geometry.size[-2:]) >= LARGE_PLANE
     pays = not last or short or geometry.F < FEW_TO_COPY
-    return large and pays and adjoint_of(geometry) is not None
+    return inner and large and pays and adjoint_of(geometry) is not None
 
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
