@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,14 +32,17 @@ from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
-from im2col_conv.engine.implicit.forward import plan_forward as plan_tap_by_tap
-from im2col_conv.engine.implicit.input_grad import plan_input_grad as plan_dx_tap_by_tap
-from im2col_conv.engine.implicit.weight_grad import plan_weight_grad as plan_dw_tap_by_tap
+from im2col_conv.engine.implicit import forward, input_grad, weight_grad
 from im2col_conv.engine.openblas import is_private, private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .strategies import cases, integers_like
+
+PACKS = private_blas() is not None and private_blas().packs
+plan_tap_by_tap = partial(forward.plan_forward, packs=PACKS)
+plan_dx_tap_by_tap = partial(input_grad.plan_input_grad, packs=PACKS)
+plan_dw_tap_by_tap = partial(weight_grad.plan_weight_grad, packs=PACKS)
 
 MIB = 2**20
 PYTHON = 200_000  # bytes of threads, tuples and arrays without their cells
@@ -104,8 +108,8 @@ def test_layers_above_are_large_enough_to_be_shared():
     [
         (plan_columns, 217, 1),  # 19.9987 MFLOP
         (plan_columns, 218, 2),
-        (plan_tap_by_tap, 434, 1),  # 39.997 MFLOP
-        (plan_tap_by_tap, 435, 2),
+        (partial(forward.plan_forward, packs=False), 434, 1),  # 39.997 MFLOP
+        (partial(forward.plan_forward, packs=False), 435, 2),
     ],
 )
 def test_passes_of_little_work_stay_with_the_caller(plan_forward, width, workers):

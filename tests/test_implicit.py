@@ -262,6 +262,35 @@ def test_gradients_made_apart_do_not_add_up_in_memory():
 
 
 @needs_blas
+@pytest.mark.parametrize(
+    ("x_shape", "filters", "workspace"),
+    [((1, 128, 18, 34), 64, 2**20), ((2, 128, 30, 31), 128, 2**21)],
+)
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_worker_who_makes_both_gradients_stays_inside_the_workspace(
+    x_shape, filters, workspace, packs, monkeypatch
+):
+    monkeypatch.setattr(private_blas(), "packs", packs)
+    x, w = np.ones(x_shape, np.float32), np.ones((filters, 128, 3, 3), np.float32)
+    dout = np.ones((x_shape[0], filters, *x_shape[2:]), np.float32)
+
+    def grads():
+        return ic.conv_grads(dout, x, w, padding=1, algorithm="implicit")
+
+    with ic.set_workers(1), ic.set_workspace(workspace):
+        grads()  # lists of products
+        drop_scratch()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            results = grads()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak - before - sum(each.nbytes for each in results) <= workspace
+
+
+@needs_blas
 @given(st.data())
 def test_equals_the_spine_for_any_geometry(data):
     ndim = data.draw(st.integers(1, 3))

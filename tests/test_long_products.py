@@ -176,7 +176,10 @@ ORDERS = {
     "images inside channels": lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),
     "part of more": lambda a: np.pad(a, 1)[(slice(1, -1),) * a.ndim],
     "lines with gaps": lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
+    "images reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
     "one image for all": lambda a: np.broadcast_to(a[:1], a.shape),
+    "one row for all": lambda a: np.broadcast_to(a[:, :1], a.shape),
+    "one number for all": lambda a: np.broadcast_to(a[..., :1], a.shape),
 }
 
 
@@ -191,7 +194,7 @@ def test_any_memory_order_is_right(order, layout):
     x, dout = (ORDERS[order](a) for a in (x, dout))
     for ours, theirs in both_ways(x, w, b, dout, **keywords):
         np.testing.assert_array_equal(ours, theirs)
-    if order != "one image for all":
+    if not order.endswith("for all"):
         y = ORDERS[order](np.zeros(dout.shape))
         ic.conv(x, w, b, algorithm="implicit", out=y, **keywords)
         np.testing.assert_array_equal(y, ic.conv(x, w, b, algorithm="im2col", **keywords))
@@ -236,6 +239,30 @@ def test_memory_is_what_the_plan_counts(x_shape, w_shape, keywords, layout):
         lie.load(blas, scratch, name, image, tile, dtype)
         counted = lie.numbers(name, len(image), geometry.N, geometry.size, geometry.out)
         assert 0.8 * counted * dtype.itemsize < scratch.nbytes <= counted * dtype.itemsize
+
+
+@every_layout
+@pytest.mark.parametrize(("filters", "positions"), [(1, 1), (1, 6), (5, 1)])
+def test_one_filter_or_one_output_may_lie_anyhow(filters, positions, layout):
+    x, w, b, dout = arrays_of(
+        np.random.default_rng(8),
+        (3, 34, 3, positions + 2),
+        (filters, 34, 3, 3),
+        layout,
+        {},
+    )
+    for order in (lambda a: a, lambda a: a[::-1, ::-1, ::-1, ::-1], lambda a: a.copy(order="F")):
+        for ours, theirs in both_ways(x, w, b, order(dout), layout=layout):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("w_shape", [(1, 256, 120, 3, 3), (1, 70, 130, 3, 3)])
+def test_what_sums_are_turned_in_is_counted(w_shape):
+    lie, scratch = Shifted(by_rows=False, kernel=3, stride=1), Scratch()
+    sums = np.zeros(lie.weight_sums(w_shape), np.float32)
+    lie.unpack(private_blas(), scratch, sums, np.zeros(w_shape, np.float32))
+    counted = lie.unpacking(w_shape[1:]) * sums.itemsize
+    assert 0.9 * counted < scratch.nbytes <= counted
 
 
 @pytest.mark.parametrize(("channels", "positions"), [(256, 1024), (255, 1023), (520, 2050)])

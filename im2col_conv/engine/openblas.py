@@ -35,7 +35,7 @@ __all__ = ["INSTALL", "OpenBlas", "is_private", "private_blas", "why_not"]
 INSTALL = 'pip install "im2col-conv[fast]"'
 
 _PACKAGE, _CORETYPE = "scipy_openblas32", "OPENBLAS_CORETYPE"
-_PACKING = frozenset({"Haswell", "Zen"})  # for AVX2; those for AVX-512 do not
+_PACKING = frozenset({"Haswell", "Zen"})  # for AVX2; AVX-512's spare small products
 # Numbers of a copy that is over sooner than another thread wakes up to take the lock meanwhile.
 SHORT_COPY = 2**14
 

@@ -60,9 +60,12 @@ def workers_for(plan: Plan, workers: int, workspace: int) -> int:
 
 
 def workers_for_all(plans: Sequence[Plan], workers: int, workspace: int) -> int:
-    """Return how many of ``workers`` several passes are worth at once; 0 where they do not fit."""
+    """Return how many of ``workers`` several passes are worth at once; 0 where they do not fit.
+
+    A worker who goes on from one pass to the next keeps the buffers of both.
+    """
     shared = sum(plan.shared_bytes for plan in plans)
-    room = (workspace - shared) // max(1, *[plan.worker_bytes for plan in plans])
+    room = (workspace - shared) // max(1, sum(plan.worker_bytes for plan in plans))
     worth = sum(plan.work for plan in plans) >= min(plan.least_shared for plan in plans)
     tasks = sum(plan.tasks for plan in plans)
     return min(workers if worth else 1, room, tasks)

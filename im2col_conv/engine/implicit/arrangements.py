@@ -45,9 +45,9 @@ Made: TypeAlias = Literal["y", "dx", "dout.T"]
 
 
 def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: bool) -> Arrangement:
-    """Return how a tile lies, for a kernel that copies, or ``packs``, all operands or large ones.
+    """Return how a tile lies: by the channels that an output sees, and where they lie.
 
-    By the channels that an output sees, and where they lie.
+    And by whether the library's kernel ``packs``: copies the operands of small products too.
     """
     lie = _of_short_products(geometry, layout, made)
     last = layout == "channels_last"

@@ -6,9 +6,10 @@ r"""Images as they are, for kernels of one cell: all positions of an image are o
 
 with channels first in memory; with channels innermost, the transpose of either side. Images and W
 are read and filled where they lie, and copied only where they are no matrices. They are cut in
-pieces that OpenBLAS multiplies without packing them. Small products with a transposed right side
-are slow: so for dw, dout is copied with channels innermost if it does not lie so, or x where the
-two have changed places, and forward by rows, W is turned.
+pieces that OpenBLAS multiplies without packing them, or in larger ones where its kernel packs small
+ones too. Small products with a transposed right side are slow: so for dw, dout is copied with
+channels innermost if it does not lie so, or x where the two have changed places, and forward by
+rows, W is turned.
 """
 
 from __future__ import annotations
