@@ -1240,6 +1240,7 @@ def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
         ((4, 90, 9, 12), (15, 90, 3, 3), {}, {"dx"}, {"dx"}),
         ((4, 90, 9, 12), (16, 90, 3, 3), {}, {"dx"}, set()),
         ((4, 90, 9, 11), (15, 90, 3, 3), {}, set(), set()),  # 99 cells
+        ((4, 90, 9, 33), (90, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
         ((4, 90, 9, 33), (91, 90, 3, 3), {}, {"y", "dout.T"}, {"y", "dout.T"}),  # more filters
         ((4, 90, 9, 33), (64, 90, 3, 3), {"stride": (2, 1)}, {"y", "dout.T"}, {"y", "dout.T"}),
         ((4, 90, 9, 24), (64, 90, 3, 3), {"padding": 3}, {"y", "dout.T"}, {"y", "dout.T"}),
@@ -1267,6 +1268,14 @@ def test_planes_are_shifted_where_a_kernel_packs(x_shape, w_shape, keywords, fir
             if isinstance(arrangements.arrangement_for(geometry, layout, made, packs=True), Shifted)
         }
         assert found == shifted
+
+
+@pytest.mark.parametrize("made", ["y", "dout.T", "dx"])
+def test_kernels_of_one_cell_have_large_pieces_where_a_kernel_packs_but_for_dw(made):
+    geometry = ic.ConvGeometry.from_shapes((2, 30, 40, 41), (50, 30, 1, 1))
+    for packs in (False, True):
+        lie = arrangements.arrangement_for(geometry, "channels_first", made, packs=packs)
+        assert lie.packed is (packs and made != "dout.T")
 
 
 FORWARD, DX = {"forward"}, {"input_grad"}
