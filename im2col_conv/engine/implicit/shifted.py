@@ -5,10 +5,10 @@ r"""Planes shifted tap by tap: what a tap of another axis meets of many lines is
 
 for each tap t of all axes but the last, whose k taps have a copy of x each, shifted so that cells
 lie where they are met. In such a copy the next line of outputs meets the next line of cells, so L
-runs over as many lines as a product should have: long products, for kernels that copy the operands
-of short ones, of a k-th of the numbers that columns have. This is MEC's lowering (Cho and Brand,
-2017) with several lines at once. With a stride along the axis before the last, lines lie in as many
-phases. Where channels come last, the transpose of either side.
+runs over all lines of a plane: long products, for kernels that copy the operands of short ones too.
+The copies are as many times smaller than columns as the other axes have taps. This is MEC's
+lowering (Cho and Brand, 2017), of all lines at once. With a stride along the axis before the last,
+lines lie in as many phases. Where channels come last, the transpose of either side.
 
 dx, for strides of 1, is a forward pass of dout with w flipped. The lines of y and dout are used
 where they are, if they follow one another. Padding along the last axis is stored, as zeros. Zero
@@ -47,7 +47,7 @@ _ONE = Axis(1, 1, 0, 1, 1, 1)
 
 @dataclass(frozen=True)
 class Shifted:
-    """The arrangement for kernels that copy the operands of short products.
+    """The arrangement for kernels that copy the operands of short products too.
 
     Attributes
     ----------
@@ -130,9 +130,7 @@ class Shifted:
             move_images(blas, memory.reshape(image.shape), image)
 
     def sums(self, memory: Array, image: Array) -> Array:
-        if self.by_rows:
-            return sums_of_rows(memory.transpose(*range(1, memory.ndim), 0))
-        return sums_of(image, memory.dtype)
+        return sums_of_rows(self._lying(memory)) if self.by_rows else sums_of(image, memory.dtype)
 
     def forward_weights(self, w: Array, dtype: np.dtype[Any], room: Room) -> Arranged:
         """Return (g, chunks, F of a chunk, other taps, taps of the last axis, C).
@@ -184,8 +182,14 @@ class Shifted:
         self.forward(blas, tile, dout, W, dx, None)
 
     def weight_grad(self, blas: OpenBlas, tile: Tile, dout: Array, x: Array, dw: Array) -> None:
-        steps = _steps(dout, self.by_rows)
-        blas.run(_weight_grad(tile, self, dw.shape[-1], steps, is_finite(dout)), x, dout, dw)
+        steps, finite = _steps(dout, self.by_rows), is_finite(self._lying(dout))
+        blas.run(_weight_grad(tile, self, dw.shape[-1], steps, finite), x, dout, dw)
+
+    def _lying(self, memory: Array) -> Array:
+        """Return ``memory[c, n, *outer, position]`` with its axes as they lie."""
+        if self.by_rows:
+            return memory.transpose(*range(1, memory.ndim), 0)
+        return memory.swapaxes(0, 1)
 
     def _order(self, c: int, n: int, lines: Shape, outs: int) -> Shape:
         """Return the shape of what is copied tap by tap: (n, taps and c, row), or by rows."""
