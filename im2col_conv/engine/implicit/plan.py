@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import most_cells, most_outputs
 from im2col_conv.engine.implicit.arrangements import Made
 from im2col_conv.engine.implicit.bands import Bands
 from im2col_conv.engine.implicit.pairs import axes_between
@@ -188,6 +189,10 @@ def tiles_of(
     for at_once in (one, channels):  # one chunk at once, or else all that a task is given
         units = _units(geometry, arrangement, axes, made, at_once, dtype, available)
         extent, cells = (geometry.N, *axes), max(min(units, least), 1)
+        if isinstance(arrangement, Shifted):
+            cells = _with_margins(
+                geometry, arrangement, extent, made, at_once, dtype, available, cells
+            )
         tiling = cut(extent, cells, overlap)
         if groups * tiling.boxes * chunks % EVEN:
             tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
@@ -207,6 +212,33 @@ def _groups_at_once(groups: int, most: int, shares: int) -> int:
     """
     even = EVEN if shares >= EVEN else min(shares, 2)
     return cut_evenly((groups,), min(most, -(-groups // shares)), even).step[0]
+
+
+def _with_margins(
+    geometry: ConvGeometry,
+    arrangement: Arrangement,
+    extent: Shape,
+    made: Made,
+    channels: int,
+    dtype: np.dtype[Any],
+    available: int,
+    cells: int,
+) -> int:
+    """Return ``cells`` of a tile, or fewer so that there is room for four with all that they see.
+
+    A tile of few lines sees many beside its own, and shifted planes have copies of them. Part of a
+    line sees as many as the whole one.
+    """
+    while cells > extent[-1]:
+        n, *step = cut(extent, cells, overlap_of(geometry)).step
+        box = tuple(step)
+        outs = most_outputs(geometry, box) if made == "dx" else box
+        seen = box if made == "dx" else most_cells(geometry, box)
+        numbers = tile_numbers(geometry, arrangement, made, 1, channels, n, seen, outs)
+        if numbers * dtype.itemsize <= available // 4:
+            break
+        cells = max(cells * 3 // 4, extent[-1])
+    return cells
 
 
 def _units(
