@@ -326,3 +326,12 @@ def test_long_products_are_shared_sooner_than_short_ones(x_shape, w_shape, share
     assert short.tasks == 1
     assert (long.tasks > 1) is shared
     assert (workers_for(long, 2, 2**26) == 2) is shared
+
+
+@every_layout
+@pytest.mark.parametrize("draw", PLANS)
+def test_four_workers_have_room_for_what_few_lines_see(draw, layout):
+    geometry = ic.ConvGeometry.from_shapes((1, 64, 90, 700), (96, 64, 3, 3), padding=1)
+    plan = draw(geometry, layout, np.dtype(np.float32), 2**24, packs=True)
+    assert isinstance(plan.arrangement, Shifted)
+    assert workers_for(plan, 4, 2**24) == 4
