@@ -7,7 +7,6 @@ import sys
 import textwrap
 import threading
 import time
-import tracemalloc
 import weakref
 from functools import partial
 
@@ -37,6 +36,7 @@ from im2col_conv.engine.openblas import is_private, private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
+from .peak import peak_beyond
 from .strategies import cases, integers_like
 
 PACKS = private_blas() is not None and private_blas().packs
@@ -196,19 +196,6 @@ def test_many_tiles_are_right(layer, layout, dtype):
 
 
 # --- memory ---------------------------------------------------------------------------------------
-
-
-def peak_beyond(call):
-    """Return the result and the bytes that were in use at once beyond it."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        result = call()
-        peak = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-    arrays = result if isinstance(result, tuple) else (result,)
-    return result, peak - sum(each.nbytes for each in arrays if each is not None)
 
 
 @pytest.mark.parametrize(

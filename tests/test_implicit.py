@@ -3,7 +3,6 @@
 import ctypes
 import threading
 import time
-import tracemalloc
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -32,6 +31,8 @@ from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
+
+from .peak import peak_beyond
 
 PASSES = {"forward", "weight_grad", "input_grad"}
 
@@ -251,14 +252,8 @@ def test_gradients_made_apart_do_not_add_up_in_memory():
     with ic.set_workers(3), ic.set_workspace(2**21):  # which holds dw of three, or dx of two
         grads()  # lists of products
         drop_scratch()
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            results = grads()
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak - before - sum(each.nbytes for each in results) <= 2**21
+        _, found = peak_beyond(grads)
+    assert found <= 2**21
 
 
 @needs_blas
@@ -280,14 +275,8 @@ def test_a_worker_who_makes_both_gradients_stays_inside_the_workspace(
     with ic.set_workers(1), ic.set_workspace(workspace):
         grads()  # lists of products
         drop_scratch()
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            results = grads()
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak - before - sum(each.nbytes for each in results) <= workspace
+        _, found = peak_beyond(grads)
+    assert found <= workspace
 
 
 @needs_blas

@@ -159,7 +159,7 @@ def _implicit_pays(
     if is_pointwise(geometry):
         return _plain_products_pay(each, geometry, last=last)
     if geometry.groups > 1:
-        return _groups_pay(each, geometry, layout, packs=blas.packs)
+        return _groups_pay(each, geometry, layout)
     flops = geometry.flops
     if each == "input_grad" and not gathers(geometry):
         return flops >= LEAST_SCATTERED and not _scatter_pays(geometry, dtype, last=last)
@@ -225,7 +225,7 @@ def _bands_beat_dots(geometry: ConvGeometry) -> bool:
     return geometry.ndim == 2 and geometry.C >= LEAST_PLANES and (many or line >= LEAST_LINE_BANDED)
 
 
-def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str, *, packs: bool) -> bool:
+def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether groups, of which a tile holds several, are better multiplied tap by tap.
 
     Not where windows are sooner copied, or where many weights would be arranged for few outputs.
@@ -233,7 +233,7 @@ def _groups_pay(each: Pass, geometry: ConvGeometry, layout: str, *, packs: bool)
     copied = _are_apart(geometry) and (each != "input_grad" or geometry.taps == 1)
     if geometry.flops < LEAST_FLOPS_OF_GROUPS or copied:
         return False
-    arrangement = arrangement_for(geometry, layout, MADE[each], packs=packs)
+    arrangement = arrangement_for(geometry, layout, MADE[each], packs=False)
     rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
     if isinstance(arrangement, Spread):
         return arrangement.interleaved and _short_lines_pay(each, geometry)
