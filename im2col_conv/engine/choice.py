@@ -428,7 +428,7 @@ def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Arr
         if isinstance(plan, im2col_weight_grad.WeightGradPlan):
             return im2col_weight_grad.weight_grad(plan, dout, x, dw, db)
         if isinstance(plan, dots.DotsPlan):
-            return dots.weight_grad(plan, dout, x, dw, db)
+            return dots.weight_grad(plan, private_blas(), dout, x, dw, db)
         assert isinstance(plan, implicit_weight_grad.WeightGradPlan)
         return implicit_weight_grad.weight_grad(plan, _blas(), shared, dout, x, dw, db)
 

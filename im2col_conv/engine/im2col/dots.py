@@ -9,9 +9,10 @@ outputs, then tap t meets at any position p the cell that is so many numbers fur
 So the columns of a channel are a view of its line, and all taps are one call of ``np.vecdot``, for
 which BLAS makes each sum. Lines are cut in pieces that stay in the first cache from tap to tap:
 anywhere, since what is no output adds nothing. With a stride, the cells of each phase have a line
-of their own. Channels that come last are turned, some at a time, where views of all of them
-(``depthwise``) would take longer. Zero times infinity would be NaN: where a sum is not finite, each
-tap is summed again, over the outputs that meet a cell.
+of their own. Channels that come last are turned first, where views of all of them (``depthwise``)
+would take longer. Each tile of images has sums of its own, which are added in order at the end.
+Zero times infinity would be NaN: where a sum is not finite, each tap is summed again, over the
+outputs that meet a cell.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
+from im2col_conv.engine.copies import copies_for
 from im2col_conv.engine.im2col.columns import Shape
 from im2col_conv.engine.im2col.depthwise import SHORT_LINE, multiply_inside
 from im2col_conv.engine.im2col.stored import Axis, axis_of, store
 from im2col_conv.engine.jobs import Work
-from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.plan import Plan, total_of
 from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
@@ -39,11 +42,11 @@ from im2col_conv.lowering import last, whole
 __all__ = ["DotsPlan", "has_lines", "plan_dots", "turning_pays", "weight_grad"]
 
 # Measured: docs/ideas.md.
-TILE_BYTES, LEAST_SHARED = 2**21, 4 * 10**7
+TILE_BYTES, LEAST_SHARED = 2**22, 4 * 10**7
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output
 CELL_COST = 30  # operations of a product while a number is read
-# Where channels come last: how many are read together, a line of the cache; which pay for it.
+# Where channels come last: how many at least are read together, a line of the cache; which pay.
 CHANNELS_READ = 16
 FEW_CHANNELS, MANY_CHANNELS = 8, 64
 SOME_TAPS, MANY_TAPS, MANY_TAPS_ALONG = 8, 16, 30
@@ -66,7 +69,7 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DotsPlan(Plan):
-    """Tiles over (N, C, *out): a task makes the sums of some channels, over all images in order."""
+    """Tiles over (N, C, *out): a task makes the sums of some channels over some images."""
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
@@ -96,30 +99,44 @@ def plan_dots(
         return None
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = EVEN if work >= LEAST_SHARED else 1
+    turned = layout == "channels_last"
+    # Of x: where a sum is not finite, and turned, as dout before it.
+    beside = math.prod(geometry.size) if dtype.kind == "c" else 0
+    beside += max(math.prod(geometry.size), geometry.positions) if turned else 0
     room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
-    # Of x, where a sum is not finite.
-    conjugated = math.prod(geometry.size) if dtype.kind == "c" else 0
-    planes = max(1, min(room // (2 * plane + conjugated), -(-geometry.N * geometry.C // shares)))
-    together = min(geometry.C, CHANNELS_READ) if layout == "channels_last" else 1
-    images = max(1, min(geometry.N, planes // together))
-    channels = cut_evenly((geometry.C,), planes // images, shares).step[0]
+    planes = max(1, room // (2 * plane + beside))
+    images, channels = _tile(geometry, planes, min(planes, CHANNELS_READ) if turned else 1, shares)
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
-    numbers = 2 * line.numbers + images * conjugated + _reach(axes, geometry.out) + sums
+    numbers = 2 * line.numbers + images * beside + _reach(axes, geometry.out) + sums
     worker_bytes = channels * numbers * dtype.itemsize
-    if EVEN * worker_bytes > workspace:
-        return None
     tiling = Tiling((geometry.N, geometry.C, *geometry.out), (images, channels, *geometry.out))
+    shared_bytes = tiling.counts[0] * geometry.C * (geometry.taps + 1) * dtype.itemsize
+    if EVEN * worker_bytes + shared_bytes > workspace:
+        return None
     return DotsPlan(
         tiling=tiling,
-        tasks=tiling.counts[1],
+        tasks=tiling.boxes,
         worker_bytes=worker_bytes,
-        shared_bytes=0,
+        shared_bytes=shared_bytes,
         work=work,
         geometry=geometry,
         dtype=dtype,
         axes=axes,
     )
+
+
+def _tile(geometry: ConvGeometry, planes: int, together: int, shares: int) -> tuple[int, int]:
+    """Return the images and channels of a tile of at most so many planes, if they can be so few.
+
+    At least so many channels are kept ``together``, where there are as many.
+    """
+    blocks = max(1, geometry.C // together)
+    block = -(-geometry.C // blocks)
+    images = max(1, min(geometry.N, planes // block))
+    some = cut_evenly((blocks,), max(1, planes // (block * images)), shares).step[0]
+    parts = -(-shares // -(-blocks // some))  # of images, where blocks are too few to share
+    return min(images, -(-geometry.N // parts)) or 1, min(some * block, geometry.C)
 
 
 def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
@@ -157,37 +174,60 @@ def _reach(axes: Sequence[Axis], outs: Shape) -> int:
     return sum(step * (axis.length - out) for step, axis, out in lengths)
 
 
-def weight_grad(plan: DotsPlan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Work:
-    """Return what fills ``dw`` (C, 1, *kernel) and ``db`` (C,); None is left out."""
-    geometry, (n, c, *_) = plan.geometry, plan.tiling.step
+def weight_grad(
+    plan: DotsPlan, blas: OpenBlas | None, dout: Array, x: Array, dw: Array | None, db: Array | None
+) -> Work:
+    """Return what fills ``dw`` (C, 1, *kernel) and ``db`` (C,); None is left out.
+
+    A private BLAS only turns channels that come last, sooner than NumPy does.
+    """
+    geometry, images_of = plan.geometry, plan.tiling.step[0]
     x, dout = x.swapaxes(0, 1), dout.swapaxes(0, 1)
+    sums = (max(plan.tiling.counts[0], 1), geometry.C)  # zeros of no images
+    dw_sums, db_sums = np.zeros((*sums, *geometry.kernel), plan.dtype), np.zeros(sums, plan.dtype)
 
     def add_up(index: int, scratch: Scratch) -> None:
-        channels = slice(index * c, min((index + 1) * c, geometry.C))
-        db_sum = np.zeros(channels.stop - channels.start, plan.dtype)
-        dw_sum = np.zeros((*db_sum.shape, *geometry.kernel), plan.dtype)
-        for first in range(0, geometry.N, n):
-            images = slice(first, first + n)
-            given, seen = dout[channels, images], x[channels, images]
-            line = _line(plan.axes, given.shape[1], plan.dtype)
-            outs = whole(geometry.out)
-            douts = store(scratch, "dout", given, line.shape, outs, line.numbers, plan.dtype)
-            if db is not None:
-                db_sum += douts.sum(axis=1)
-            if dw is not None:
-                dw_sum += _dots(plan, scratch, given, seen, douts, line)
-        if dw is not None:
-            dw[channels, 0] = dw_sum
+        images, channels, *outs = plan.tiling[index]
+        given, seen = dout[channels, images], x[channels, images]
+        line = _line(plan.axes, given.shape[1], plan.dtype)
+        lies = _turned(blas, scratch, given)
+        douts = store(scratch, "dout", lies, line.shape, outs, line.numbers, plan.dtype)
+        part = images.start // images_of
         if db is not None:
-            db[channels] = db_sum
+            db_sums[part, channels] = douts.sum(axis=1)
+        if dw is not None:
+            sums = _dots(plan, scratch, _turned(blas, scratch, seen), douts, line)
+            if not np.isfinite(sums).all():
+                cells, box = seen[:, None].conj(), whole(geometry.out)
+                multiply_inside(
+                    geometry, np.moveaxis(given, 0, -1), cells, box, np.moveaxis(sums, 0, -1)
+                )
+            dw_sums[part, channels] = sums
 
-    return Work(add_up)
+    def finish(workers: int) -> None:
+        if dw is not None:
+            dw[:, 0] = total_of(dw_sums)
+        if db is not None:
+            db[...] = total_of(db_sums)
+
+    return Work(add_up, finish)
 
 
-def _dots(
-    plan: DotsPlan, scratch: Scratch, dout: Array, x: Array, douts: Array, line: _Line
-) -> Array:
-    """Return dw (c, *kernel) of ``x[c, n, *size]`` and ``dout[c, n, *o]``, its lines ``douts``."""
+def _turned(blas: OpenBlas | None, scratch: Scratch, image: Array) -> Array:
+    """Return ``image[c, n, *cells]``, or a turned copy if channels lie beside each other."""
+    beside = image.strides[0] < image.strides[-1]
+    if not beside or blas is None or image.dtype not in blas.types:
+        return image
+    turned = scratch.array("turned", image.shape, image.dtype)
+    copies = copies_for(image, turned, each_image=False)
+    if copies is None:
+        return image
+    blas.copy(copies, image, turned)
+    return turned
+
+
+def _dots(plan: DotsPlan, scratch: Scratch, x: Array, douts: Array, line: _Line) -> Array:
+    """Return dw (c, *kernel) of ``x[c, n, *size]`` and the lines of dout, ``douts``."""
     dw = np.empty((len(x), *plan.geometry.kernel), plan.dtype)
     steps, reach = _steps(plan.axes), _reach(plan.axes, plan.geometry.out)
     apart = [d * step for d, step in zip(plan.geometry.dilation, steps, strict=True)]
@@ -206,7 +246,4 @@ def _dots(
         )
         # dw (t) = cols (t, p) @ dout (p), of each channel and piece
         dw[:, *(turn.taps for turn in turns)] = np.vecdot(cols, douts).sum(axis=1)
-    if not np.isfinite(dw).all():
-        outs, box = np.moveaxis(dout, 0, -1), whole(plan.geometry.out)
-        multiply_inside(plan.geometry, outs, x[:, None].conj(), box, np.moveaxis(dw, 0, -1))
     return dw
