@@ -5,7 +5,7 @@ import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine.choice import input_grad_plan, way_of, weight_grad_plan
+from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col.depthwise import (
     MANY_CHANNELS,
     SHORT_LINE,
@@ -13,8 +13,9 @@ from im2col_conv.engine.im2col.depthwise import (
 )
 from im2col_conv.engine.im2col.forward import plan_forward
 from im2col_conv.engine.im2col.phased import PhasedPlan
-from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.plan import workers_for
+
+from .choices import library_with, pays_in
 
 MIB = 2**20
 
@@ -295,7 +296,6 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
     assert views.run == (1 if phases < stride else geometry.out[-1])
 
 
-@pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride", "viewed"),
     [
@@ -326,11 +326,12 @@ def test_auto_takes_views_of_few_taps_and_bands_of_many_but_dots_for_dw(
     shape, kernel, stride, viewed
 ):
     geometry = layer_of(shape, kernel, {"stride": stride})
-    single = np.dtype(np.float32)
+    wide, packing = library_with("SkylakeX"), library_with("Haswell")
     for each in ("forward", "weight_grad", "input_grad"):
-        way = way_of(each, "auto", geometry, "channels_last", single)
-        assert way == ("im2col" if each in viewed else "implicit")
-        assert way_of(each, "auto", geometry, "channels_first", single) == "implicit"
+        assert pays_in(each, geometry, "channels_last", wide) is (each not in viewed)
+        assert pays_in(each, geometry, "channels_first", wide)
+        dotted = each == "weight_grad" and geometry.out[-1] >= SHORT_LINE
+        assert pays_in(each, geometry, "channels_last", packing) is not (dotted or each in viewed)
 
 
 @pytest.mark.parametrize(("channels", "tasks"), [(91, 1), (92, 4)])  # 19.8 and 20.01 million

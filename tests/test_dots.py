@@ -223,8 +223,8 @@ def is_dotted(geometry, layout="channels_first", dtype=SINGLE, workspace=64 * MI
         (64, (3, 5), SINGLE, False),
         (64, (4, 4), SINGLE, True),
         (64, (2, 2), np.dtype(np.complex64), True),
-        (7, (29,), SINGLE, False),
-        (64, (30,), SINGLE, True),
+        (7, (15,), SINGLE, False),
+        (64, (16,), SINGLE, True),
         (64, (3,), np.dtype(np.complex64), True),
     ],
 )

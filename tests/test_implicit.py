@@ -32,6 +32,7 @@ from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
+from .choices import library_with, pays_in
 from .peak import peak_beyond
 
 PASSES = {"forward", "weight_grad", "input_grad"}
@@ -698,7 +699,7 @@ def test_tiles_of_dx_may_see_no_whole_window():
 )
 def test_planes_of_few_images_are_turned_first(layout, images, turned):
     geometry = ic.ConvGeometry.from_shapes((images, 3, 8, 9), (3, 1, 3, 3), groups=3)
-    assert bands_for(geometry, layout, for_dw=False).turned is turned
+    assert bands_for(geometry, layout, for_dw=False, packs=False).turned is turned
 
 
 @needs_blas
@@ -710,7 +711,11 @@ def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
     y = np.ones(geometry.y_shape, np.float32)
     if layout == "channels_last":
         x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
-    bands, scratch, blas = bands_for(geometry, layout, for_dw=False), Scratch(), private_blas()
+    bands, scratch, blas = (
+        bands_for(geometry, layout, for_dw=False, packs=False),
+        Scratch(),
+        private_blas(),
+    )
     whole = tuple(slice(0, size) for size in geometry.size)
     tile = Tile(
         axes_between(geometry, tuple(slice(0, out) for out in geometry.out), whole), 3, 5, 5
@@ -960,8 +965,16 @@ def test_tiles_are_cut_where_neighbours_see_the_fewest_cells(images):
 def test_bands_are_as_high_as_pays(size, kernel, stride, for_dw, interleaved, rows):
     w_shape = (3, 1, kernel, 3)
     geometry = ic.ConvGeometry.from_shapes((2, 3, *size), w_shape, stride=(stride, 1), groups=3)
-    bands = bands_for(geometry, "channels_first", for_dw=for_dw)
+    bands = bands_for(geometry, "channels_first", for_dw=for_dw, packs=False)
     assert (bands.interleaved, bands.rows) == (interleaved, rows)
+
+
+@pytest.mark.parametrize(("size", "rows"), [((16, 40), 4), ((19, 9), 4), ((11, 40), 3)])
+def test_bands_are_low_where_a_kernel_packs_but_for_dw(size, rows):
+    geometry = ic.ConvGeometry.from_shapes((2, 3, *size), (3, 1, 3, 4), groups=3)
+    for made in ("y", "dx", "dout.T"):
+        lie = arrangements.arrangement_for(geometry, "channels_first", made, packs=True)
+        assert (lie.rows == rows) is (made != "dout.T")
 
 
 @needs_blas
@@ -1302,19 +1315,6 @@ def test_auto_takes_few_filters_and_long_products_where_a_kernel_packs(
             each for each in PASSES if pays_in(each, geometry, layout, library_with("Haswell"))
         }
         assert found == taken
-
-
-def pays_in(each, geometry, layout, library):
-    return choice._implicit_pays(each, geometry, layout, np.dtype(np.float32), library)
-
-
-def library_with(kernel_name):
-    class Library:
-        types = frozenset({np.dtype(np.float32)})
-        kernel = kernel_name
-        packs = kernel_name in ("Haswell", "Zen")
-
-    return Library()
 
 
 @needs_blas

@@ -150,7 +150,7 @@ def _implicit_pays(
     last = layout == "channels_last"
     if last and each == "weight_grad" and dots.has_lines(geometry, dtype):
         turned = dots.turning_pays(geometry, dtype)  # else views pay
-        if not (turned and _bands_beat_dots(geometry)):
+        if blas.packs or not (turned and _bands_beat_dots(geometry)):
             return False
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
         return False
@@ -206,7 +206,7 @@ def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
 
 def _bands_pay(each: Pass, geometry: ConvGeometry, layout: str, *, packs: bool) -> bool:
     """Say whether a depthwise layer has lines that are worth a product."""
-    bands = bands_for(geometry, layout, for_dw=each == "weight_grad")
+    bands = bands_for(geometry, layout, for_dw=each == "weight_grad", packs=packs)
     line = geometry.out[-1] * (geometry.N if bands.interleaved else 1)
     short = line <= MOST_DOTTED or packs
     dotted = layout == "channels_first" and short

@@ -49,7 +49,7 @@ CELL_COST = 30  # operations of a product while a number is read
 # Where channels come last: how many at least are read together, a line of the cache; which pay.
 CHANNELS_READ = 16
 FEW_CHANNELS, MANY_CHANNELS = 8, 64
-SOME_TAPS, MANY_TAPS, MANY_TAPS_ALONG = 8, 16, 30
+SOME_TAPS, MANY_TAPS = 8, 16
 
 
 class _Line(NamedTuple):
@@ -151,7 +151,7 @@ def turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     if dtype.kind == "c":  # of which there are no views
         return True
     if geometry.ndim == 1:  # whose views are long lines
-        return taps >= MANY_TAPS_ALONG
+        return taps >= MANY_TAPS
     least = MANY_TAPS if channels >= MANY_CHANNELS else SOME_TAPS
     return channels < FEW_CHANNELS or taps >= least
 

@@ -39,7 +39,7 @@ FEW_TAPS, LEAST_COPIED = 4, 1000  # taps that are sooner copied; numbers of a ch
 MOST_DEPTH = 8  # rows of all squares for each tap
 LEAST_OUTS = 512  # of a line, where it is cut
 BUFFERS = 4  # of a line: x, y, a term of y, and of a tap where y is not finite
-TILE_BYTES = 2**21
+TILE_BYTES = 2**22
 CELL_COST = 30  # operations of a large product while a number is read or written
 
 

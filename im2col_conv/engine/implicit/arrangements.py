@@ -49,6 +49,8 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: b
 
     And by whether the library's kernel ``packs``: copies the operands of small products too.
     """
+    if is_depthwise(geometry):
+        return bands_for(geometry, layout, for_dw=made == "dout.T", packs=packs)
     lie = _of_short_products(geometry, layout, made)
     last = layout == "channels_last"
     if packs and isinstance(lie, Pointwise) and made != "dout.T":
@@ -59,8 +61,6 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: b
 
 
 def _of_short_products(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
-    if is_depthwise(geometry):
-        return bands_for(geometry, layout, for_dw=made == "dout.T")
     if is_pointwise(geometry):
         return Pointwise(by_rows=layout == "channels_last")
     stride = geometry.stride[-1]

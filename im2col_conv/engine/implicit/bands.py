@@ -43,8 +43,9 @@ __all__ = ["Bands", "bands_for", "is_depthwise"]
 # Measured: docs/ideas.md.
 SHORT_LINE, SHORT_LINE_READ = 20, 30  # outputs, below which images lie cell by cell; for dw
 MANY_IMAGES = 16  # that make large matrices of the channels of a cell, to be turned at once
-# Outputs of a band; where a line has all images; where they see half of the plane or more.
-MOST_ROWS, MOST_ROWS_INTERLEAVED, MOST_ROWS_NEAR = 6, 8, 12
+# Outputs of a band; where a line has all images; where they see half of the plane or more; but for
+# dw, where a kernel copies the operands of each product.
+MOST_ROWS, MOST_ROWS_INTERLEAVED, MOST_ROWS_NEAR, MOST_ROWS_PACKED = 6, 8, 12, 4
 
 
 def is_depthwise(geometry: ConvGeometry) -> bool:
@@ -52,12 +53,14 @@ def is_depthwise(geometry: ConvGeometry) -> bool:
     return geometry.depthwise and geometry.ndim > 1
 
 
-def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool) -> Bands:
-    """Return bands of nearly as many rows each."""
+def bands_for(geometry: ConvGeometry, layout: str, *, for_dw: bool, packs: bool) -> Bands:
+    """Return bands of nearly as many rows each, by whether the library's kernel ``packs``."""
     interleaved = geometry.out[-1] < (SHORT_LINE_READ if for_dw else SHORT_LINE)
     most, outs = MOST_ROWS_INTERLEAVED if interleaved else MOST_ROWS, geometry.out[-2]
     if not for_dw and geometry.stride[-2] == 1 and 2 * geometry.reach[-2] >= outs:
-        most = max(most, MOST_ROWS_NEAR)
+        most = MOST_ROWS_NEAR
+    if packs and not for_dw:
+        most = MOST_ROWS_PACKED
     return Bands(
         interleaved=interleaved,
         turned=layout == "channels_last" and geometry.N < MANY_IMAGES,
