@@ -100,9 +100,7 @@ def plan_dots(
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = EVEN if work >= LEAST_SHARED else 1
     turned = layout == "channels_last"
-    # Of x: where a sum is not finite, and turned, as dout before it.
-    beside = math.prod(geometry.size) if dtype.kind == "c" else 0
-    beside += max(math.prod(geometry.size), geometry.positions) if turned else 0
+    beside = _numbers_beside(geometry, dtype, turned=turned)
     room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
     planes = max(1, room // (2 * plane + beside))
     images, channels = _tile(geometry, planes, min(planes, CHANNELS_READ) if turned else 1, shares)
@@ -124,6 +122,15 @@ def plan_dots(
         dtype=dtype,
         axes=axes,
     )
+
+
+def _numbers_beside(geometry: ConvGeometry, dtype: np.dtype[Any], *, turned: bool) -> int:
+    """Return the numbers of a channel of an image that are stored beside its lines."""
+    cells = math.prod(geometry.size)
+    numbers = cells if dtype.kind == "c" else 0  # of x, where a sum is not finite
+    if turned:  # dout, and then x
+        numbers += geometry.positions if _has_phases(geometry) else max(cells, geometry.positions)
+    return numbers
 
 
 def _tile(geometry: ConvGeometry, planes: int, together: int, shares: int) -> tuple[int, int]:
@@ -183,8 +190,8 @@ def weight_grad(
     """
     geometry, images_of = plan.geometry, plan.tiling.step[0]
     x, dout = x.swapaxes(0, 1), dout.swapaxes(0, 1)
-    sums = (max(plan.tiling.counts[0], 1), geometry.C)  # zeros of no images
-    dw_sums, db_sums = np.zeros((*sums, *geometry.kernel), plan.dtype), np.zeros(sums, plan.dtype)
+    shape = (max(plan.tiling.counts[0], 1), geometry.C)  # of no images: zeros
+    dw_sums, db_sums = np.zeros((*shape, *geometry.kernel), plan.dtype), np.zeros(shape, plan.dtype)
 
     def add_up(index: int, scratch: Scratch) -> None:
         images, channels, *outs = plan.tiling[index]
@@ -196,12 +203,12 @@ def weight_grad(
         if db is not None:
             db_sums[part, channels] = douts.sum(axis=1)
         if dw is not None:
-            sums = _dots(plan, scratch, _turned(blas, scratch, seen), douts, line)
+            cells = seen if _has_phases(geometry) else _turned(blas, scratch, seen)
+            sums = _dots(plan, scratch, cells, douts, line)
             if not np.isfinite(sums).all():
-                cells, box = seen[:, None].conj(), whole(geometry.out)
-                multiply_inside(
-                    geometry, np.moveaxis(given, 0, -1), cells, box, np.moveaxis(sums, 0, -1)
-                )
+                outs_last, sums_last = (np.moveaxis(each, 0, -1) for each in (given, sums))
+                box = whole(geometry.out)
+                multiply_inside(geometry, outs_last, seen[:, None].conj(), box, sums_last)
             dw_sums[part, channels] = sums
 
     def finish(workers: int) -> None:
@@ -211,6 +218,11 @@ def weight_grad(
             db[...] = total_of(db_sums)
 
     return Work(add_up, finish)
+
+
+def _has_phases(geometry: ConvGeometry) -> bool:
+    """Say whether the cells of x are stored by phases, which are copied from where x lies."""
+    return max(geometry.stride) > 1
 
 
 def _turned(blas: OpenBlas | None, scratch: Scratch, image: Array) -> Array:
