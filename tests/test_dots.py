@@ -19,6 +19,7 @@ from im2col_conv.engine.im2col.dots import (
     weight_grad,
 )
 from im2col_conv.engine.im2col.stored import axis_of
+from im2col_conv.engine.openblas import private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch
 
@@ -267,7 +268,7 @@ def test_tiles_take_the_memory_that_is_counted(dtype, layout):
             x, dout = whole_numbers(geometry, dtype)
             dw, scratch = np.empty(geometry.w_shape, dtype), Scratch()
             given, seen = (channels_first(laid(each, layout), layout) for each in (dout, x))
-            weight_grad(plan, None, given, seen, dw, None).task(0, scratch)
+            weight_grad(plan, private_blas(), given, seen, dw, None).task(0, scratch)
             sums = 2 * plan.tiling.step[1] * geometry.taps * x.itemsize
             if dtype == np.complex64:  # x conjugated, where a sum is not finite
                 sums += math.prod(plan.tiling.step[:2]) * math.prod(geometry.size) * x.itemsize

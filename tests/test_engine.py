@@ -28,6 +28,7 @@ from im2col_conv.engine.arithmetic import (
     sums_of,
 )
 from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
+from im2col_conv.engine.im2col import forward as columns_forward
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
@@ -75,6 +76,7 @@ LAYERS = {
     "three axes": ((4, 21, 11, 20, 17), (24, 21, 3, 2, 3), {"padding": "same"}),
     "windows apart": ((13, 5, 133, 123), (40, 5, 3, 4), {"stride": (3, 5)}),
     "groups": ((23, 60, 29, 17), (80, 12, 3, 3), {"padding": 1, "groups": 5}),
+    "few positions": ((1, 130, 9, 7), (391, 130, 3, 2), {"padding": 1}),
     "shallow windows": ((190, 2, 27, 25), (18, 2, 3, 4), {"stride": (1, 2), "padding": (1, 0)}),
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
@@ -141,6 +143,48 @@ def test_windows_lie_as_rows_where_enough_channels_are_contiguous(C, rows):
     geometry = ic.ConvGeometry.from_shapes((2, 3 * C, 9, 7), (6, C, 3, 2), groups=3)
     assert columns_for(geometry, "channels_last").rows is rows
     assert columns_for(geometry, "channels_first").rows is False
+
+
+@pytest.mark.parametrize(
+    ("filters", "kernel", "rows"), [(168, (3, 2), True), (170, (3, 2), False), (400, (1, 1), True)]
+)
+def test_windows_of_few_positions_stand_upright(filters, kernel, rows):
+    w_shape = (filters, 20, *kernel)  # 84 positions and as many filters of a group, or one more
+    geometry = ic.ConvGeometry.from_shapes((2, 40, 9, 7), w_shape, groups=2)
+    assert columns_for(geometry, "channels_last").rows is rows
+
+
+FEW_POSITIONS = [  # x_shape, w_shape, keywords, tiles of positions, parts of the filters of each
+    ((1, 70, 9, 7), (391, 70, 3, 2), {"padding": 1}, 1, 2),
+    ((1, 70, 9, 7), (255, 70, 3, 3), {"padding": 1}, 1, 1),  # too few filters
+    ((3, 130, 9, 11), (320, 130, 3, 3), {"padding": (1, 0)}, 3, 2),
+    ((1, 400, 7, 8), (530, 400, 3, 3), {"stride": (1, 2), "padding": 1}, 1, 4),
+    ((2, 2048, 5, 6), (384, 2048, 1, 1), {}, 1, 3),  # columns are x as it is
+    ((1, 140, 8, 8), (520, 70, 3, 3), {"padding": 1, "groups": 2}, 1, 2),
+    ((1, 1, 21, 20), (128, 1, 12, 13), {}, 1, 1),  # 2.3 MFLOP
+]
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "tiles", "parts"), FEW_POSITIONS)
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_few_positions_are_shared_by_filters(
+    x_shape, w_shape, keywords, tiles, parts, layout, dtype, monkeypatch
+):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    plan = plan_columns(geometry, layout, np.dtype(dtype), np.dtype(dtype), 64 * MIB)
+    assert (plan.tiling.boxes, plan.parts, plan.tasks) == (tiles, parts, tiles * parts)
+    gathered, gather_tile = [], columns_forward.gather_tile
+
+    def gather_and_count(*arguments, **keywords):
+        gathered.append(1)
+        return gather_tile(*arguments, **keywords)
+
+    monkeypatch.setattr(columns_forward, "gather_tile", gather_and_count)
+    for workers in (1, 3):
+        with ic.set_workers(workers):
+            assert_equal_to_the_reference(x_shape, w_shape, keywords, dtype, layout)
+        assert workers > 1 or len(gathered) == tiles  # once by one worker, for all parts
 
 
 @pytest.mark.parametrize(

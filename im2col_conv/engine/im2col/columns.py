@@ -112,9 +112,14 @@ class Columns:
 
 
 def columns_for(geometry: ConvGeometry, layout: str) -> Columns:
-    """Return how the columns of images in ``layout`` lie in memory."""
+    """Return how the columns of images in ``layout`` lie in memory.
+
+    Where windows are rows, weights of several taps are copied to lie so too. Upright windows of few
+    positions are sooner gathered from channels that come last.
+    """
     wide = geometry.C // geometry.groups >= LEAST_ROW
-    return Columns(geometry, rows=layout == "channels_last" and wide)
+    many = geometry.taps == 1 or geometry.N * geometry.positions >= geometry.F // geometry.groups
+    return Columns(geometry, rows=layout == "channels_last" and wide and many)
 
 
 def tile_matrices(

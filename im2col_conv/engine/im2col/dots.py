@@ -197,8 +197,9 @@ def weight_grad(
         images, channels, *outs = plan.tiling[index]
         given, seen = dout[channels, images], x[channels, images]
         line = _line(plan.axes, given.shape[1], plan.dtype)
-        lies = _turned(blas, scratch, given)
-        douts = store(scratch, "dout", lies, line.shape, outs, line.numbers, plan.dtype)
+        shape, numbers, dtype = line.shape, line.numbers, plan.dtype
+        # No name keeps what was turned, since x is turned to the same memory, or more.
+        douts = store(scratch, "dout", _turned(blas, scratch, given), shape, outs, numbers, dtype)
         part = images.start // images_of
         if db is not None:
             db_sums[part, channels] = douts.sum(axis=1)

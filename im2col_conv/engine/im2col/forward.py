@@ -1,4 +1,4 @@
-"""Forward, y = W @ cols + b, tile by tile of output positions."""
+"""Forward, y = W @ cols + b, in tiles of output positions, and of filters where these are few."""
 
 from __future__ import annotations
 
@@ -23,23 +23,35 @@ from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
 from im2col_conv.engine.im2col.toeplitz import ToeplitzLines, toeplitz_lines
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
-from im2col_conv.engine.tiling import affordable, cut, shared_positions
+from im2col_conv.engine.tiling import (
+    Tiling,
+    affordable,
+    cut,
+    is_small,
+    shared_positions,
+    shares_for,
+)
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 
+LEAST_FILTERS = 128  # of a task; with fewer, copies of the columns take as long
+
+
 @dataclass(frozen=True)
 class ForwardPlan(Plan):
     """Tiles over (N, groups, *out), multiplied as a whole or ``by_image``.
 
-    Or as ``views``, or without columns by ``squares`` of a Toeplitz matrix.
+    Or as ``views``, or without columns by ``squares`` of a Toeplitz matrix. A tile of columns is
+    several tasks, one for each of its ``parts`` of the filters.
     """
 
     columns: Columns
     arithmetic: Arithmetic
     by_image: bool = False
+    parts: int = 1
     views: ViewedColumns | None = None
     squares: ToeplitzLines | None = None
 
@@ -82,16 +94,26 @@ def plan_forward(
     units = shared_positions(geometry, unit)
     units = affordable(geometry, units, unit, workspace - shared)
     tiling = cut(extent, units)
+    parts = _parts(geometry, tiling)
     return ForwardPlan(
         tiling=tiling,
-        tasks=tiling.boxes,
+        tasks=tiling.boxes * parts,
         worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
         work=geometry.flops,
         columns=columns,
         arithmetic=arithmetic,
         by_image=by_image,
+        parts=parts,
     )
+
+
+def _parts(geometry: ConvGeometry, tiling: Tiling) -> int:
+    """Return in how many parts the filters are multiplied, for tiles are too few to share."""
+    if is_small(geometry.flops):
+        return 1
+    wanted = -(-shares_for(geometry.flops) // max(tiling.boxes, 1))
+    return max(1, min(wanted, geometry.F // geometry.groups // LEAST_FILTERS))
 
 
 def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) -> Work:
@@ -104,15 +126,21 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
     x, y = by_group(x, geometry.groups), by_group(y, geometry.groups)
     W = columns.weights(w, arithmetic.operand_type(w.dtype))
     bias = None if b is None else b.reshape(geometry.groups, -1, 1).astype(arithmetic.dtype)
-    x_type, K = arithmetic.operand_type(x.dtype), columns.window
+    x_type, K, F = arithmetic.operand_type(x.dtype), columns.window, y.shape[1]
     ones = False
     if plan.by_image and bias is not None and W.dtype == bias.dtype and not columns.rows:
         W, ones = np.concatenate((W, bias), axis=-1), True
 
     def fill(index: int, scratch: Scratch) -> None:
-        images, groups, *box = plan.tiling[index]
-        cols = gather_tile(columns, scratch, x[groups, :, images], x_type, tuple(box), ones=ones)
-        part, terms = y[groups, :, images, *box], cols.shape[1]
+        tile, at = divmod(index, plan.parts)
+        images, groups, *box = plan.tiling[tile]
+        filters = slice(at * F // plan.parts, (at + 1) * F // plan.parts)
+        cols = scratch.known("cols", tile)
+        if cols is None:
+            seen = x[groups, :, images]
+            cols = gather_tile(columns, scratch, seen, x_type, tuple(box), ones=ones)
+            scratch.know("cols", tile, cols)
+        part, terms = y[groups, filters, images, *box], cols.shape[1]
         product = as_matrices(part, arithmetic.dtype, by_image=plan.by_image)
         in_place = product is not None
         if product is None:
@@ -120,9 +148,9 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
             product = scratch.array("y", shape, arithmetic.dtype)
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
         cols = cut_by_image(cols, product.shape[1])
-        arithmetic.matmul(W[groups, None, :, :terms], cols, product)
+        arithmetic.matmul(W[groups, None, filters, :terms], cols, product)
         if bias is not None and terms == K:
-            _add_bias(product, bias[groups, None])
+            _add_bias(product, bias[groups, None, filters])
         if not in_place:
             part[...] = product.reshape(part.shape)
 
