@@ -334,6 +334,15 @@ def test_auto_takes_views_of_few_taps_and_bands_of_many_but_dots_for_dw(
         assert pays_in(each, geometry, "channels_last", packing) is not (dotted or each in viewed)
 
 
+@pytest.mark.parametrize(("channels", "viewed"), [(63, False), (64, True)])
+def test_auto_takes_views_of_three_axes_where_a_kernel_packs(channels, viewed):
+    geometry = layer_of((2, 9, 17, 16, channels), (3, 3, 3), {"padding": 1})
+    packing, wide = library_with("Haswell"), library_with("SkylakeX")
+    assert pays_in("forward", geometry, "channels_last", packing) is not viewed
+    for each, library in (("input_grad", packing), ("input_grad", wide), ("forward", wide)):
+        assert pays_in(each, geometry, "channels_last", library)
+
+
 @pytest.mark.parametrize(("channels", "tasks"), [(91, 1), (92, 4)])  # 19.8 and 20.01 million
 def test_cells_count_as_work_that_is_worth_sharing(channels, tasks):
     geometry, single = layer_of((4, 40, 41, channels), (3, 5), {}), np.dtype(np.float32)

@@ -152,7 +152,7 @@ def _implicit_pays(
         turned = dots.turning_pays(geometry, dtype)  # else views pay
         if blas.packs or not (turned and _bands_beat_dots(geometry)):
             return False
-    if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry):
+    if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry, packs=blas.packs):
         return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout, packs=blas.packs)
@@ -195,10 +195,12 @@ def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> boo
     return deep and length >= LONG_PACKED and filters <= MOST_PACKED
 
 
-def _views_pay(each: Pass, geometry: ConvGeometry) -> bool:
+def _views_pay(each: Pass, geometry: ConvGeometry, *, packs: bool) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
     channels, strided = geometry.C, max(geometry.stride) > 1
     many = channels >= MANY_CHANNELS
+    if packs and each == "forward" and geometry.ndim > 2 and many:  # of bands there are too many
+        return True
     most = MOST_TAPS_STRIDED if strided and many and each != "input_grad" else MOST_TAPS
     slow = each == "input_grad" if strided else each == "weight_grad"
     return geometry.taps <= most and (many or (channels >= LEAST_CHANNELS and not slow))
