@@ -19,7 +19,6 @@ from im2col_conv.engine.im2col.dots import (
     weight_grad,
 )
 from im2col_conv.engine.im2col.stored import axis_of
-from im2col_conv.engine.openblas import private_blas
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch
 
@@ -193,6 +192,7 @@ def test_results_do_not_depend_on_the_workers(layout, counts):
     geometry = layer_of((9, 50, 31, 37), (3, 4), {"padding": (1, 2)})
     plan = plan_dots(geometry, layout, SINGLE, 64 * MIB)
     assert plan.tiling.counts[:2] == counts  # where channels come last, 17 of them are read at once
+    assert plan.shared_bytes == counts[0] * 50 * (12 + 1) * 4
     assert workers_for(plan, 5, 64 * MIB) > 2
     rng = np.random.default_rng(3)
     x, dout, w = (
@@ -255,9 +255,58 @@ def test_dots_are_for_depthwise_layers_of_long_lines():
         assert is_dotted(sparse) is dotted
 
 
+class Copying:
+    """A private BLAS that copies with NumPy and counts."""
+
+    types = frozenset({SINGLE})
+
+    def __init__(self):
+        self.copied = 0
+
+    def copy(self, copies, source, target):
+        self.copied += 1
+        target[...] = source
+
+
+@pytest.mark.parametrize(("stride", "copied"), [(1, 2), (2, 1)])
+def test_channels_that_come_last_are_turned_in_one_copy_but_for_phases(stride, copied):
+    geometry = layer_of((3, 9, 20, 40), (3, 4), {"stride": stride})
+    dout, x = (
+        np.moveaxis(laid(each, LAYOUTS[1]), -1, 1) for each in whole_numbers(geometry, SINGLE)[::-1]
+    )
+    found = []
+    for layout, blas in ((LAYOUTS[1], Copying()), (LAYOUTS[1], None), (LAYOUTS[0], Copying())):
+        plan = plan_dots(geometry, layout, SINGLE, 64 * MIB)
+        dw = np.empty(geometry.w_shape, SINGLE)
+        work = weight_grad(plan, blas, dout, x, dw, None)
+        work.task(0, Scratch())
+        work.finish(1)
+        found.append(dw)
+        assert blas is None or blas.copied == (copied if layout == LAYOUTS[1] else 0)
+    for dw in found[1:]:
+        np.testing.assert_array_equal(dw, found[0])
+
+
+def test_sums_of_many_tiles_count_as_memory():
+    geometry = layer_of((2000, 3, 9, 10), (7, 7), {"padding": 3})
+    assert plan_dots(geometry, LAYOUTS[0], SINGLE, 196_608) is not None
+    assert plan_dots(geometry, LAYOUTS[0], SINGLE, 163_840) is None  # has room for the tiles alone
+
+
 @layouts
+def test_no_images_make_zeros(layout):
+    geometry = layer_of((0, 3, 20, 21), (3, 4), {})
+    x, dout = (laid(np.zeros(shape), layout) for shape in (geometry.x_shape, geometry.y_shape))
+    w = np.ones(geometry.w_shape)
+    found = ic.conv_grads(dout, x, w, groups=3, layout=layout, algorithm="im2col")
+    assert not found.dw.any()
+    assert not found.db.any()
+
+
+@layouts
+@pytest.mark.parametrize("order", LAYOUTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64])
-def test_tiles_take_the_memory_that_is_counted(dtype, layout):
+def test_tiles_take_the_memory_that_is_counted(dtype, order, layout):
     for x_shape, kernel, keywords in LAYERS.values():
         geometry = layer_of(x_shape, kernel, keywords)
         for workspace in (2**16, 2**18, 64 * MIB):
@@ -267,8 +316,8 @@ def test_tiles_take_the_memory_that_is_counted(dtype, layout):
             assert 4 * plan.worker_bytes + plan.shared_bytes <= workspace
             x, dout = whole_numbers(geometry, dtype)
             dw, scratch = np.empty(geometry.w_shape, dtype), Scratch()
-            given, seen = (channels_first(laid(each, layout), layout) for each in (dout, x))
-            weight_grad(plan, private_blas(), given, seen, dw, None).task(0, scratch)
+            given, seen = (channels_first(laid(each, order), order) for each in (dout, x))
+            weight_grad(plan, Copying(), given, seen, dw, None).task(0, scratch)
             sums = 2 * plan.tiling.step[1] * geometry.taps * x.itemsize
             if dtype == np.complex64:  # x conjugated, where a sum is not finite
                 sums += math.prod(plan.tiling.step[:2]) * math.prod(geometry.size) * x.itemsize

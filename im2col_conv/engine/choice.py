@@ -149,7 +149,7 @@ def _implicit_pays(
         return False
     last = layout == "channels_last"
     if last and each == "weight_grad" and dots.has_lines(geometry, dtype):
-        turned = dots.turning_pays(geometry, dtype)  # else views pay
+        turned = dots.turning_pays(geometry, dtype)  # else views pay; and bands are slow if packed
         if blas.packs or not (turned and _bands_beat_dots(geometry)):
             return False
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry, packs=blas.packs):

@@ -114,8 +114,8 @@ class Columns:
 def columns_for(geometry: ConvGeometry, layout: str) -> Columns:
     """Return how the columns of images in ``layout`` lie in memory.
 
-    Where windows are rows, weights of several taps are copied to lie so too. Upright windows of few
-    positions are sooner gathered from channels that come last.
+    Windows are rows where enough channels come last. But then weights of several taps are copied to
+    lie so too: of fewer positions than filters, upright windows are sooner gathered.
     """
     wide = geometry.C // geometry.groups >= LEAST_ROW
     many = geometry.taps == 1 or geometry.N * geometry.positions >= geometry.F // geometry.groups

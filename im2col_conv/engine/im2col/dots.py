@@ -46,7 +46,8 @@ TILE_BYTES, LEAST_SHARED = 2**22, 4 * 10**7
 PIECE_BYTES = 14 * 2**10
 MOST_STORED = 4  # numbers of a line for each output
 CELL_COST = 30  # operations of a product while a number is read
-# Where channels come last: how many at least are read together, a line of the cache; which pay.
+# Where channels come last: how many at least are read together, a line of the cache of float32;
+# which pay.
 CHANNELS_READ = 16
 FEW_CHANNELS, MANY_CHANNELS = 8, 64
 SOME_TAPS, MANY_TAPS = 8, 16
@@ -69,11 +70,15 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DotsPlan(Plan):
-    """Tiles over (N, C, *out): a task makes the sums of some channels over some images."""
+    """Tiles over (N, C, *out): a task makes the sums of some channels over some images.
+
+    Channels that come last are ``turned``.
+    """
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     axes: tuple[Axis, ...]
+    turned: bool
 
     @property
     def least_shared(self) -> int:
@@ -103,7 +108,7 @@ def plan_dots(
     beside = _numbers_beside(geometry, dtype, turned=turned)
     room = min(TILE_BYTES, workspace // (2 * EVEN)) // dtype.itemsize
     planes = max(1, room // (2 * plane + beside))
-    images, channels = _tile(geometry, planes, min(planes, CHANNELS_READ) if turned else 1, shares)
+    images, channels = _tile(geometry, planes, shares, turned=turned)
     line = _line(axes, images, dtype)
     sums = (line.pieces + 2) * geometry.taps
     numbers = 2 * line.numbers + images * beside + _reach(axes, geometry.out) + sums
@@ -121,6 +126,7 @@ def plan_dots(
         geometry=geometry,
         dtype=dtype,
         axes=axes,
+        turned=turned,
     )
 
 
@@ -133,17 +139,18 @@ def _numbers_beside(geometry: ConvGeometry, dtype: np.dtype[Any], *, turned: boo
     return numbers
 
 
-def _tile(geometry: ConvGeometry, planes: int, together: int, shares: int) -> tuple[int, int]:
-    """Return the images and channels of a tile of at most so many planes, if they can be so few.
+def _tile(geometry: ConvGeometry, planes: int, shares: int, *, turned: bool) -> tuple[int, int]:
+    """Return the images and channels of a tile of at most so many planes.
 
-    At least so many channels are kept ``together``, where there are as many.
+    They are as many images as can be, and whole blocks of channels, which are turned together.
     """
-    blocks = max(1, geometry.C // together)
-    block = -(-geometry.C // blocks)
+    C = geometry.C
+    block = min(planes, -(-C // max(1, C // CHANNELS_READ))) if turned else 1
+    blocks = -(-C // block)
     images = max(1, min(geometry.N, planes // block))
     some = cut_evenly((blocks,), max(1, planes // (block * images)), shares).step[0]
     parts = -(-shares // -(-blocks // some))  # of images, where blocks are too few to share
-    return min(images, -(-geometry.N // parts)) or 1, min(some * block, geometry.C)
+    return min(images, -(-geometry.N // parts)) or 1, min(some * block, C)
 
 
 def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
@@ -197,14 +204,16 @@ def weight_grad(
         images, channels, *outs = plan.tiling[index]
         given, seen = dout[channels, images], x[channels, images]
         line = _line(plan.axes, given.shape[1], plan.dtype)
-        shape, numbers, dtype = line.shape, line.numbers, plan.dtype
-        # No name keeps what was turned, since x is turned to the same memory, or more.
-        douts = store(scratch, "dout", _turned(blas, scratch, given), shape, outs, numbers, dtype)
+        lie, numbers, dtype = line.shape, line.numbers, plan.dtype
+        # No name keeps what was turned: it has to go before x, which may be larger, is turned.
+        douts = store(
+            scratch, "dout", _turned(plan, blas, scratch, given), lie, outs, numbers, dtype
+        )
         part = images.start // images_of
         if db is not None:
             db_sums[part, channels] = douts.sum(axis=1)
         if dw is not None:
-            cells = seen if _has_phases(geometry) else _turned(blas, scratch, seen)
+            cells = seen if _has_phases(geometry) else _turned(plan, blas, scratch, seen)
             sums = _dots(plan, scratch, cells, douts, line)
             if not np.isfinite(sums).all():
                 outs_last, sums_last = (np.moveaxis(each, 0, -1) for each in (given, sums))
@@ -226,10 +235,9 @@ def _has_phases(geometry: ConvGeometry) -> bool:
     return max(geometry.stride) > 1
 
 
-def _turned(blas: OpenBlas | None, scratch: Scratch, image: Array) -> Array:
-    """Return ``image[c, n, *cells]``, or a turned copy if channels lie beside each other."""
-    beside = image.strides[0] < image.strides[-1]
-    if not beside or blas is None or image.dtype not in blas.types:
+def _turned(plan: DotsPlan, blas: OpenBlas | None, scratch: Scratch, image: Array) -> Array:
+    """Return ``image[c, n, *cells]``, or a turned copy if a private BLAS makes one sooner."""
+    if not plan.turned or blas is None or image.dtype not in blas.types:
         return image
     turned = scratch.array("turned", image.shape, image.dtype)
     copies = copies_for(image, turned, each_image=False)

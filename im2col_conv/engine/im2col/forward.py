@@ -37,7 +37,8 @@ from im2col_conv.geometry import ConvGeometry
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 
-LEAST_FILTERS = 128  # of a task; with fewer, copies of the columns take as long
+# Measured: docs/ideas.md.
+LEAST_FILTERS = 128  # of a task, each of which has the columns copied by BLAS
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def plan_forward(
 
 
 def _parts(geometry: ConvGeometry, tiling: Tiling) -> int:
-    """Return in how many parts the filters are multiplied, for tiles are too few to share."""
+    """Return in how many parts the filters are multiplied, where tiles are too few to share."""
     if is_small(geometry.flops):
         return 1
     wanted = -(-shares_for(geometry.flops) // max(tiling.boxes, 1))
@@ -132,19 +133,19 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         W, ones = np.concatenate((W, bias), axis=-1), True
 
     def fill(index: int, scratch: Scratch) -> None:
-        tile, at = divmod(index, plan.parts)
+        tile, part = divmod(index, plan.parts)
         images, groups, *box = plan.tiling[tile]
-        filters = slice(at * F // plan.parts, (at + 1) * F // plan.parts)
+        filters = slice(part * F // plan.parts, (part + 1) * F // plan.parts)
         cols = scratch.known("cols", tile)
         if cols is None:
             seen = x[groups, :, images]
             cols = gather_tile(columns, scratch, seen, x_type, tuple(box), ones=ones)
             scratch.know("cols", tile, cols)
-        part, terms = y[groups, filters, images, *box], cols.shape[1]
-        product = as_matrices(part, arithmetic.dtype, by_image=plan.by_image)
+        made, terms = y[groups, filters, images, *box], cols.shape[1]
+        product = as_matrices(made, arithmetic.dtype, by_image=plan.by_image)
         in_place = product is not None
         if product is None:
-            shape = (len(part), 1, part.shape[1], cols.shape[-1])
+            shape = (len(made), 1, made.shape[1], cols.shape[-1])
             product = scratch.array("y", shape, arithmetic.dtype)
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
         cols = cut_by_image(cols, product.shape[1])
@@ -152,7 +153,7 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         if bias is not None and terms == K:
             _add_bias(product, bias[groups, None, filters])
         if not in_place:
-            part[...] = product.reshape(part.shape)
+            made[...] = product.reshape(made.shape)
 
     return Work(fill)
 
