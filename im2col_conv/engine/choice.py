@@ -149,7 +149,7 @@ def _implicit_pays(
         return False
     last = layout == "channels_last"
     if last and each == "weight_grad" and dots.has_lines(geometry, dtype):
-        turned = dots.turning_pays(geometry, dtype)  # else views pay; and bands are slow if packed
+        turned = dots.turning_pays(geometry, dtype)  # else views pay
         if blas.packs or not (turned and _bands_beat_dots(geometry)):
             return False
     if last and is_viewed(geometry, layout, dtype) and _views_pay(each, geometry, packs=blas.packs):
@@ -199,7 +199,7 @@ def _views_pay(each: Pass, geometry: ConvGeometry, *, packs: bool) -> bool:
     """Say whether depthwise columns that are views are better multiplied than bands of planes."""
     channels, strided = geometry.C, max(geometry.stride) > 1
     many = channels >= MANY_CHANNELS
-    if packs and each == "forward" and geometry.ndim > 2 and many:  # of bands there are too many
+    if packs and each == "forward" and geometry.ndim > 2 and many:
         return True
     most = MOST_TAPS_STRIDED if strided and many and each != "input_grad" else MOST_TAPS
     slow = each == "input_grad" if strided else each == "weight_grad"
