@@ -209,6 +209,12 @@ def test_results_do_not_depend_on_the_workers(layout, counts):
         np.testing.assert_array_equal(db, found[0][1])
 
 
+def test_a_tile_has_no_more_channels_than_there_are():
+    geometry = layer_of((2, 50, 19, 18), (5, 4), {})  # in blocks of 17
+    plan = plan_dots(geometry, LAYOUTS[1], SINGLE, 64 * MIB)
+    assert plan.tiling.step[:2] == (2, 50)
+
+
 def is_dotted(geometry, layout="channels_first", dtype=SINGLE, workspace=64 * MIB):
     plan = weight_grad_plan("im2col", geometry, layout, dtype, dtype, dtype, workspace)
     return isinstance(plan, DotsPlan)

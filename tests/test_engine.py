@@ -158,6 +158,7 @@ FEW_POSITIONS = [  # x_shape, w_shape, keywords, tiles of positions, parts of th
     ((1, 70, 9, 7), (391, 70, 3, 2), {"padding": 1}, 1, 2),
     ((1, 70, 9, 7), (255, 70, 3, 3), {"padding": 1}, 1, 1),  # too few filters
     ((3, 130, 9, 11), (320, 130, 3, 3), {"padding": (1, 0)}, 3, 2),
+    ((1, 60, 16, 13), (520, 60, 3, 3), {"padding": 1}, 2, 2),  # in four tasks, not eight
     ((1, 400, 7, 8), (530, 400, 3, 3), {"stride": (1, 2), "padding": 1}, 1, 4),
     ((2, 2048, 5, 6), (384, 2048, 1, 1), {}, 1, 3),  # columns are x as it is
     ((1, 140, 8, 8), (520, 70, 3, 3), {"padding": 1, "groups": 2}, 1, 2),

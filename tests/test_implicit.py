@@ -711,11 +711,8 @@ def test_depthwise_tiles_take_the_memory_that_is_counted(layout, stride):
     y = np.ones(geometry.y_shape, np.float32)
     if layout == "channels_last":
         x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
-    bands, scratch, blas = (
-        bands_for(geometry, layout, for_dw=False, packs=False),
-        Scratch(),
-        private_blas(),
-    )
+    bands = bands_for(geometry, layout, for_dw=False, packs=False)
+    scratch, blas = Scratch(), private_blas()
     whole = tuple(slice(0, size) for size in geometry.size)
     tile = Tile(
         axes_between(geometry, tuple(slice(0, out) for out in geometry.out), whole), 3, 5, 5
