@@ -684,6 +684,87 @@ def test_an_error_in_a_task_is_raised_and_ends_the_rest():
         engine_workers.run_tasks(fail, 3, 2)
 
 
+@pytest.mark.parametrize("at_product", [False, True])
+def test_helpers_are_asked_at_once_or_at_the_first_product(at_product, monkeypatch):
+    events, ask, caller = [], pool.ask, threading.get_ident()
+
+    def ask_and_note(*arguments):
+        events.append("asked")
+        return ask(*arguments)
+
+    def task(index, scratch):
+        if threading.get_ident() == caller:
+            events.append("copies")
+            scratch.begin_product()
+            events.append("multiplies")
+
+    monkeypatch.setattr(pool, "ask", ask_and_note)
+    engine_workers.run_tasks(task, 1, 3, at_product=at_product)
+    assert events == ["copies", "multiplies"]  # alone
+    events.clear()
+    both = threading.Barrier(3, timeout=10)
+
+    def wait_for_all(index, scratch):
+        task(index, scratch)
+        both.wait()
+
+    engine_workers.run_tasks(wait_for_all, 3, 3, at_product=at_product)
+    first = ["copies", *["asked"] * 2] if at_product else [*["asked"] * 2, "copies"]
+    assert events == [*first, "multiplies"]
+
+
+def test_an_error_before_the_first_product_asks_nobody(monkeypatch):
+    def fail(index, scratch):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pool, "ask", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ZeroDivisionError):
+        engine_workers.run_tasks(fail, 9, 3, at_product=True)
+    with engine_workers.lend_scratch() as scratch:
+        scratch.begin_product()  # nobody waits any more
+
+
+COPIES_ALONE = [  # x_shape, w_shape, keywords, whether the caller copies alone
+    ((1, 3, 224, 222), (64, 3, 7, 7), {"stride": 2, "padding": 3}, True),
+    ((1, 3, 113, 111), (64, 3, 7, 7), {"stride": 2, "padding": 3}, False),  # 59 MFLOP
+    ((8, 20, 40, 41), (64, 20, 3, 3), {"padding": 1}, True),
+    ((8, 300, 40, 41), (16, 300, 3, 3), {"padding": 1}, False),  # columns of 5.5 MB
+    ((16, 64, 13, 13), (192, 64, 5, 5), {"stride": 2}, False),  # lines of five
+    ((1, 20, 67, 61), (520, 20, 1, 1), {"stride": 2}, False),  # 21 MFLOP
+    ((1, 70, 9, 17), (391, 70, 3, 3), {"padding": 1}, False),  # which workers share
+]
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "alone"), COPIES_ALONE)
+def test_a_caller_copies_alone_what_its_first_product_needs(
+    x_shape, w_shape, keywords, alone, monkeypatch
+):
+    dtype = np.dtype(np.float32)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    plan = plan_columns(geometry, "channels_first", dtype, dtype, 64 * MIB)
+    assert plan.at_product == alone
+    events, gather_tile, ask = [], columns_forward.gather_tile, pool.ask
+
+    def note(event, call):
+        def noted(*arguments, **keywords):
+            events.append(event)
+            return call(*arguments, **keywords)
+
+        return noted
+
+    monkeypatch.setattr(columns_forward, "gather_tile", note("gathers", gather_tile))
+    monkeypatch.setattr(pool, "ask", note("asks", ask))
+    x, w = (integers_like(seed, shape, dtype) for seed, shape in enumerate((x_shape, w_shape)))
+    with ic.set_workers(2):
+        y = ic.conv(x, w, algorithm="im2col", **keywords)
+    np.testing.assert_array_equal(y, reference.conv(x, w, **keywords))
+    assert events[0] == ("gathers" if alone else "asks")
+    with ic.set_workers(plan.tasks // 2 + 1):  # too few tasks for one after the other
+        events.clear()
+        ic.conv(x, w, algorithm="im2col", **keywords)
+    assert events[0] == "asks"
+
+
 def blas_threads(*, private=False):
     """Return the threads of each BLAS of the process, but for the private one; or of that one."""
     return [

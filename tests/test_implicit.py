@@ -354,6 +354,51 @@ def test_many_pointwise_weights_are_copied_for_dx_by_rows(by_rows, w_shape, kind
 
 @needs_blas
 @pytest.mark.parametrize(
+    ("x_shape", "w_shape", "alone", "many"),
+    [
+        ((1, 64, 56, 50), (64, 64, 3, 3), True, False),
+        ((1, 256, 14, 13), (270, 256, 3, 3), False, True),
+        ((1, 64, 30, 61), (56, 64, 3, 3), True, False),
+        ((1, 64, 30, 47), (56, 64, 3, 3), False, False),  # 91 MFLOP
+        ((2, 16, 120, 128), (24, 16, 3, 3), True, False),
+    ],
+)
+@pytest.mark.parametrize("packs", [False, True])
+def test_two_workers_do_not_begin_with_the_same_copies(x_shape, w_shape, alone, many, packs):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=1)
+    float32 = np.dtype(np.float32)
+    plan = forward.plan_forward(geometry, "channels_first", float32, 2**26, packs=packs)
+    assert (plan.at_product, plan.many_weights) == (alone, many)
+
+
+@needs_blas
+def test_a_helper_loads_cells_while_the_caller_arranges_weights(monkeypatch):
+    begun, first = threading.Event(), {}
+    caller, part, loaded = threading.get_ident(), Blockwise.part, forward.loaded
+
+    def note(what, call):
+        def noted(*arguments):
+            here = threading.get_ident()
+            first.setdefault("caller" if here == caller else "helper", what)
+            if here == caller:
+                assert begun.wait(10)
+            begun.set()
+            return call(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(Blockwise, "part", note("weights", part))
+    monkeypatch.setattr(forward, "loaded", note("cells", loaded))
+    rng = np.random.default_rng(8)
+    x, w = (whole(rng, shape) for shape in ((1, 256, 14, 13), (270, 256, 3, 3)))
+    with ic.set_workers(2):
+        y = ic.conv(x, w, padding=1, algorithm="implicit")
+    assert first == {"caller": "weights", "helper": "cells"}
+    np.testing.assert_array_equal(y, ic.conv(x, w, padding=1, algorithm="im2col"))
+
+
+@needs_blas
+@pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords"),
     [
         ((4, 64, 40, 30), (96, 64, 3, 3), {"padding": 1}),

@@ -53,8 +53,13 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 def _run(job: Job, workers: int) -> None:
     with lend_scratch() as shared:
         work = job.begin(shared)
-        multiplies = job.plan.numpy_multiplies
-        run_tasks(work.task, job.plan.tasks, workers, numpy_multiplies=multiplies)
+        run_tasks(
+            work.task,
+            job.plan.tasks,
+            workers,
+            numpy_multiplies=job.plan.numpy_multiplies,
+            at_product=job.plan.at_product and job.plan.tasks >= 2 * workers,
+        )
         work.finish(workers)
 
 

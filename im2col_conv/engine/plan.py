@@ -26,6 +26,8 @@ class Plan:
         Scratch memory of each worker, and of the call whatever its workers.
     work : int
         Floating-point operations of the pass, or as many as large products do in its time.
+    at_product : bool
+        Whether helpers are asked when the caller's first product begins, not before its copies.
     """
 
     algorithm: ClassVar[str] = "im2col"
@@ -34,6 +36,7 @@ class Plan:
     worker_bytes: int
     shared_bytes: int
     work: int
+    at_product: bool = False
 
     @property
     def least_shared(self) -> int:

@@ -16,6 +16,7 @@ __all__ = [
     "TILE_BYTES",
     "Tiling",
     "affordable",
+    "copies_alone",
     "cut",
     "cut_evenly",
     "is_small",
@@ -33,6 +34,7 @@ SHARES = 8
 EVEN = 4  # workers who should get as many tiles each
 SHARE_FLOPS = 25 * 10**6
 SMALL_FLOPS = 2 * 10**7
+ALONE_FLOPS, ALONE_BYTES, ALONE_LINE = 10**8, 3_500_000, 16
 
 
 @dataclass(frozen=True)
@@ -172,3 +174,13 @@ def affordable(geometry: ConvGeometry, units: int, unit_bytes: int, available: i
 def is_small(flops: int) -> bool:
     """Say whether a pass is over before a second worker has begun."""
     return flops < SMALL_FLOPS
+
+
+def copies_alone(work: int, copied_bytes: int, line: int) -> bool:
+    """Say whether the caller copies what its first product needs before it asks for help.
+
+    Each step of two workers who copy at the same time gives up the interpreter's lock and asks for
+    it again, and who waits for it is woken late. That costs more than to begin one after the other,
+    unless there is much to copy, as where lines are short, or little to do in all.
+    """
+    return work >= ALONE_FLOPS and copied_bytes <= ALONE_BYTES and line >= ALONE_LINE

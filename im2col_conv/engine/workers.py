@@ -33,6 +33,8 @@ class Scratch:
         self._buffers: dict[str, Array | None] = {}
         self._used: set[str] = set()
         self._known: dict[str, tuple[object, Array]] = {}
+        self._waits: Callable[[], None] | None = None
+        self.of_helper = False
         self.nbytes = 0
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -58,6 +60,16 @@ class Scratch:
         held, array = self._known.get(name, (None, None))
         return array if held == what else None
 
+    def let_wait(self, what: Callable[[], None]) -> None:
+        """Have ``what`` wait until this thread's first product begins."""
+        self._waits = what
+
+    def begin_product(self) -> None:
+        """Say that a product begins, in which others find the interpreter's lock free."""
+        if self._waits is not None:
+            waits, self._waits = self._waits, None
+            waits()
+
     def __enter__(self) -> Scratch:
         """Use these buffers for a call."""
         return self
@@ -66,6 +78,7 @@ class Scratch:
         """Leave them to a later call, if they are small."""
         self._used.clear()
         self._known.clear()
+        self._waits, self.of_helper = None, False
         if self.nbytes <= TINY_BYTES or self.nbytes + _waiting() <= KEPT_BYTES:
             _kept.append(self)
 
@@ -90,17 +103,20 @@ def drop_scratch() -> None:
 Task = Callable[[int, Scratch], None]
 
 
-def run_tasks(task: Task, tasks: int, workers: int, *, numpy_multiplies: bool = True) -> None:
+def run_tasks(
+    task: Task, tasks: int, workers: int, *, numpy_multiplies: bool = True, at_product: bool = False
+) -> None:
     """Call ``task(i, scratch)`` for each i below ``tasks``, on at most ``workers`` threads.
 
-    Where ``numpy_multiplies``, its products run on one BLAS thread. The first error of a task is
-    raised here, when no task runs any more.
+    Where ``numpy_multiplies``, its products run on one BLAS thread. Helpers are asked at once, or
+    ``at_product``: when the caller's first task says that its product begins. The first error of a
+    task is raised here, when no task runs any more.
     """
     if numpy_multiplies:
         blas.hold()
     try:
         if min(workers, tasks) > 1:
-            _share(task, tasks, min(workers, tasks))
+            _share(task, tasks, min(workers, tasks), at_product=at_product)
         else:
             with lend_scratch() as scratch:
                 for index in range(tasks):
@@ -138,24 +154,36 @@ class _Row:
             self._end = self._first
 
 
-def _share(task: Task, tasks: int, workers: int) -> None:
+def _share(task: Task, tasks: int, workers: int, *, at_product: bool) -> None:
     """Let ``workers`` threads draw the tasks: the caller from the front, the next from behind."""
     row = _Row(tasks)
+    helpers: list[pool.Help] = []
 
-    def work(number: int) -> None:
+    def work(number: int, scratch: Scratch) -> None:
+        while (index := row.draw(last=number % 2 == 1)) is not None:
+            try:
+                task(index, scratch)
+            except BaseException:
+                row.clear()
+                raise
+
+    def help_out(number: int) -> None:
         with lend_scratch() as scratch:
-            while (index := row.draw(last=number % 2 == 1)) is not None:
-                try:
-                    task(index, scratch)
-                except BaseException:
-                    row.clear()
-                    raise
+            scratch.of_helper = True
+            work(number, scratch)
 
-    with parted() as left:
-        asked = [pool.ask(partial(work, number), left) for number in range(1, workers)]
-        helpers = [each for each in asked if each is not None]
+    with parted() as left, lend_scratch() as own:
+
+        def ask() -> None:
+            asked = (pool.ask(partial(help_out, number), left) for number in range(1, workers))
+            helpers.extend(each for each in asked if each is not None)
+
         try:
-            work(0)
+            if at_product:
+                own.let_wait(ask)
+            else:
+                ask()
+            work(0, own)
         finally:
             errors = [each.end() for each in helpers]
     for error in errors:

@@ -26,6 +26,7 @@ from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import (
     Tiling,
     affordable,
+    copies_alone,
     cut,
     is_small,
     shared_positions,
@@ -96,12 +97,14 @@ def plan_forward(
     units = affordable(geometry, units, unit, workspace - shared)
     tiling = cut(extent, units)
     parts = _parts(geometry, tiling)
+    copied = column_bytes(K, arithmetic.operand_type(x_type)) * tiling.cells
     return ForwardPlan(
         tiling=tiling,
         tasks=tiling.boxes * parts,
         worker_bytes=unit * tiling.cells,
         shared_bytes=shared,
         work=geometry.flops,
+        at_product=parts == 1 and copies_alone(geometry.flops, copied, geometry.out[-1]),
         columns=columns,
         arithmetic=arithmetic,
         by_image=by_image,
@@ -147,6 +150,7 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         if product is None:
             shape = (len(made), 1, made.shape[1], cols.shape[-1])
             product = scratch.array("y", shape, arithmetic.dtype)
+        scratch.begin_product()
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
         cols = cut_by_image(cols, product.shape[1])
         arithmetic.matmul(W[groups, None, filters, :terms], cols, product)

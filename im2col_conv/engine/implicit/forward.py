@@ -26,6 +26,7 @@ from im2col_conv.engine.implicit.plan import (
 from im2col_conv.engine.implicit.weights import Arranged
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.tiling import copies_alone
 from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Room, Weights
@@ -40,22 +41,29 @@ def plan_forward(
     """Draw the tiles of a forward pass, over (groups, N, *out, chunks of F)."""
     arrangement = arrangement_for(geometry, layout, "y", packs=packs)
     shared = weight_bytes(geometry, arrangement, dtype)
-    _, _, F = channels_in_groups(geometry, arrangement)
+    _, C, F = channels_in_groups(geometry, arrangement)
     available, shares = workspace - shared, shares_of(geometry, arrangement)
     tiling = tiles_of(geometry, arrangement, geometry.out, "y", dtype, available, shares)
     groups, n, *box, part = tiling.step
     outs, cells = tuple(box), most_cells(geometry, tuple(box))
     filters = min(part * arrangement.chunk(F), F)
     numbers = tile_numbers(geometry, arrangement, "y", groups, filters, n, cells, outs)
+    copied = arrangement.numbers("x", groups * C, n, cells, outs) * geometry.stride[-1]
+    arranged = filters * C * geometry.taps
+    work = work_of(geometry, arrangement)
+    # Weights take about three times as long as lines do, and cells apart as often as their stride.
+    copied_bytes = (copied + 3 * arranged) * dtype.itemsize
     return ImplicitPlan(
         tiling=tiling,
         tasks=tiling.boxes,
         worker_bytes=worker_bytes(geometry, numbers, groups * n, outs, dtype),
         shared_bytes=shared,
-        work=work_of(geometry, arrangement),
+        work=work,
+        at_product=copies_alone(work, copied_bytes, outs[-1]),
         geometry=geometry,
         dtype=dtype,
         arrangement=arrangement,
+        many_weights=arranged > copied,
     )
 
 
@@ -87,10 +95,15 @@ def forward(
     def fill(index: int, scratch: Scratch) -> None:
         step = plan.step(index, lambda: draw(index))
         target = y[step.made]
-        w_part = W.part(blas, scratch, step.groups, step.part)
-        lines = loaded(plan, blas, scratch, "x", x, step)
+        if plan.many_weights and scratch.of_helper:  # while the caller arranges its own
+            lines = loaded(plan, blas, scratch, "x", x, step)
+            w_part = W.part(blas, scratch, step.groups, step.part)
+        else:
+            w_part = W.part(blas, scratch, step.groups, step.part)
+            lines = loaded(plan, blas, scratch, "x", x, step)
         sums = arrangement.room(scratch, "y", target, step.tile, plan.dtype)
         b_part = None if bias is None else bias[step.made[0]]
+        scratch.begin_product()
         arrangement.forward(blas, step.tile, lines, w_part, sums, b_part)
         arrangement.store(blas, scratch, "y", sums, target, step.tile, None)
 

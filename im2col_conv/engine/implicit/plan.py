@@ -57,13 +57,17 @@ MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitPlan(Plan):
-    """Tiles over (groups, N, *axes, chunks of channels), of one geometry and type."""
+    """Tiles over (groups, N, *axes, chunks of channels), of one geometry and type.
+
+    Some have more weights to arrange than cells to load.
+    """
 
     algorithm: ClassVar[str] = "implicit"
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
     arrangement: Arrangement
+    many_weights: bool = False
     steps: dict[Hashable, Step] = field(default_factory=dict, compare=False, repr=False)
 
     @property
