@@ -149,6 +149,8 @@ def address(array: Array) -> int:
 
 def by_group(array: Array, groups: int) -> Array:
     """Return a view [g, c, n, *o] of an array (N, C, *o), its channels cut in groups."""
+    if groups == 1:
+        return array.swapaxes(0, 1)[None]
     N, C, *cells = array.shape
     grouped = array.reshape(N, groups, C // groups, *cells)
     return grouped.swapaxes(0, 1).swapaxes(1, 2)

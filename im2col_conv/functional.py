@@ -152,16 +152,16 @@ def conv(
     geometry = geometry_of(
         x.shape, w.shape, stride, padding, dilation, groups, names=(_in_order("x", layout), "w")
     )
-    arrays = {"x": x, "w": w}
     if b is not None:
         expect_shape("b", b.shape, (geometry.F,), "one number for each filter")
-        arrays["b"] = b
-    dtype, workspace = result_type(*arrays.values()), get_workspace()
+    arrays = (x, w) if b is None else (x, w, b)
+    dtype, workspace = result_type(*arrays), get_workspace()
     plan = forward_plan(algorithm, geometry, layout, x.dtype, dtype, workspace)
     if out is None:
         y = new_result(geometry.y_shape, dtype, layout)
     else:
-        out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, arrays)
+        inputs = dict(zip(("x", "w", "b"), arrays, strict=False))
+        out = check_out(out, layout_shape(geometry.y_shape, layout), dtype, inputs)
         y = channels_first(np.asarray(out), layout)
     run_jobs([forward_job(plan, x, weights, b, y)], get_workers(), workspace)
     return in_layout(y, layout) if out is None else out

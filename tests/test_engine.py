@@ -27,14 +27,14 @@ from im2col_conv.engine.arithmetic import (
     add_to_rows,
     sums_of,
 )
-from im2col_conv.engine.choice import input_grad_plan, weight_grad_plan
+from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import forward as columns_forward
 from im2col_conv.engine.im2col import gathering
 from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit import forward, input_grad, weight_grad
 from im2col_conv.engine.openblas import is_private, private_blas
-from im2col_conv.engine.plan import workers_for
+from im2col_conv.engine.plan import MOST_STEPS, workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .peak import peak_beyond
@@ -822,6 +822,32 @@ def test_a_call_that_ends_does_not_give_the_private_blas_of_another_more_threads
         assert blas_threads(private=True) == [2]
         engine_workers.run_tasks(call_within, 1, 1)
         assert blas_threads(private=True) == [1]
+
+
+@pytest.mark.parametrize(("filters", "held"), [(2, False), (2000, True)])
+def test_products_that_blas_does_not_share_leave_its_threads_alone(filters, held, monkeypatch):
+    x, w = integers_like(1, (1, 1, 5, 6), np.float32), integers_like(2, (filters, 1, 3, 2), "f4")
+    holds, hold = [], engine_workers.blas.hold
+    monkeypatch.setattr(engine_workers.blas, "hold", lambda: holds.append(hold()))
+    for algorithm in ("auto", "im2col"):
+        y = ic.conv(x, w, algorithm=algorithm)
+        np.testing.assert_array_equal(y, reference.conv(x, w))
+    assert len(holds) == 2 * held
+
+
+def test_what_is_kept_of_a_plan_is_bounded():
+    x, w = np.ones((2000, 3, 7, 6), np.float32), np.ones((4, 3, 3, 2), np.float32)
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
+    with ic.set_workspace(20_000):
+        plan = forward_plan("im2col", geometry, "channels_first", x.dtype, x.dtype, 20_000)
+        assert plan.tasks > MOST_STEPS
+        ic.conv(x, w, algorithm="im2col")
+    assert len(plan.steps) == MOST_STEPS
+    band = plan.steps[0].band
+    for apart in range(1, 2 * gathering.MOST_VIEWS):
+        with ic.set_workspace(20_000):
+            ic.conv(np.ones((2000, 3, 7, 6 + apart), np.float32)[..., :6], w, algorithm="im2col")
+    assert len(band.views) == gathering.MOST_VIEWS
 
 
 def test_calls_of_any_thread_hold_blas_to_one_thread():

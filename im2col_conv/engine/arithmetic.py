@@ -74,10 +74,9 @@ class FloatArithmetic:
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
         (M, K), N = a.shape[-2:], b.shape[-1]
-        piece = _piece(M * K, N)
         if K == 1:  # a sum of one term; the GEMM of depthwise dx takes ten times as long
             np.multiply(a, b, out=out)
-        elif piece == N:
+        elif N <= LEAST_PIECE or (piece := _piece(M * K, N)) == N:
             np.matmul(a, b, out=out)
         else:
             whole = N - N % piece

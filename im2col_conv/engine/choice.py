@@ -6,8 +6,9 @@ Nothing is timed at run time: geometry, type and the kernel of the private BLAS 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 
@@ -53,7 +54,10 @@ __all__ = [
     "weight_grad_plan",
 ]
 
+KEPT = 1024  # plans of each pass
 ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
+
+P = ParamSpec("P")
 
 Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
 Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
@@ -105,18 +109,7 @@ def way_of(
     """
     if algorithm == "im2col":
         return "im2col"
-    return _way_of(each, algorithm, geometry, layout, computing_type(result), private_blas())
-
-
-@lru_cache(maxsize=1024)
-def _way_of(
-    each: Pass,
-    algorithm: str,
-    geometry: ConvGeometry,
-    layout: str,
-    dtype: np.dtype[Any],
-    blas: OpenBlas | None,
-) -> Way:
+    dtype, blas = computing_type(result), private_blas()
     if algorithm == "auto":
         return "implicit" if _implicit_pays(each, geometry, layout, dtype, blas) else "im2col"
     if blas is None:
@@ -130,7 +123,7 @@ def _way_of(
         raise ValueError(f'algorithm="winograd" does not cover this: {complaint}')
     if each == "forward" or (each == "input_grad" and adjoint_of(geometry) is not None):
         return "winograd"
-    return _way_of(each, "auto", geometry, layout, dtype, blas)
+    return way_of(each, "auto", geometry, layout, result)
 
 
 def _implicit_pays(
@@ -330,6 +323,21 @@ def _outputs_collide(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     return row % LINE_BYTES != 0 and geometry.positions * row % (SET_BYTES // FEW_SETS) == 0
 
 
+def _kept(draw: Callable[P, Plan]) -> Callable[P, Plan]:
+    """Keep the plans that were drawn, each by all that it follows from: the private BLAS too."""
+    anew: Callable[..., Plan] = draw
+    kept: Callable[..., Plan] = lru_cache(maxsize=KEPT)(
+        lambda _, *given, **named: anew(*given, **named)
+    )
+
+    @wraps(draw)
+    def plan(*given: P.args, **named: P.kwargs) -> Plan:
+        return kept(private_blas(), *given, **named)
+
+    return plan
+
+
+@_kept
 def forward_plan(
     algorithm: str,
     geometry: ConvGeometry,
@@ -351,6 +359,7 @@ def forward_plan(
     return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
 
 
+@_kept
 def weight_grad_plan(
     algorithm: str,
     geometry: ConvGeometry,
@@ -372,6 +381,7 @@ def weight_grad_plan(
     )
 
 
+@_kept
 def input_grad_plan(
     algorithm: str,
     geometry: ConvGeometry,

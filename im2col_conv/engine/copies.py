@@ -21,6 +21,7 @@ __all__ = ["Copies", "as_matrix", "copies_for", "copy_lines", "lies", "shadow"]
 KEPT = 1024
 # Numbers of an image, and of any other matrix, below which one copy by NumPy is sooner than calls.
 WORTH_A_CALL, WORTH_MANY_CALLS = 256, 4096
+WORTH_LINES = 512  # numbers that take as long to copy as to see how they lie
 LONG_LINE = 1024  # bytes that NumPy copies as fast number by number
 
 _ROW_MAJOR, _TRANSPOSED = 101, 112  # the numbers that CBLAS has for these words
@@ -87,8 +88,11 @@ def copy_lines(source: Array, target: Array) -> None:
     NumPy copies the numbers of a line one after the other, but an item of as many bytes at once.
     Where lines are of a few hundred bytes, that takes half the time (docs/ideas.md).
     """
+    if source.size < WORTH_LINES or source.dtype != target.dtype:
+        target[...] = source
+        return
     lie = Lie(source.shape, source.strides, target.strides, source.dtype)
-    lines = _lines_of(lie) if source.dtype == target.dtype else None
+    lines = _lines_of(lie)
     if lines is None:
         target[...] = source
         return

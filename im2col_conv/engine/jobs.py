@@ -57,7 +57,7 @@ def _run(job: Job, workers: int) -> None:
             work.task,
             job.plan.tasks,
             workers,
-            numpy_multiplies=job.plan.numpy_multiplies,
+            holds_blas=job.plan.holds_blas,
             at_product=job.plan.at_product and job.plan.tasks >= 2 * workers,
         )
         work.finish(workers)
@@ -67,8 +67,8 @@ def _run_together(jobs: Sequence[Job], workers: int) -> None:
     with lend_scratch() as shared:
         works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
         task = in_a_row([work.task for work in works], tasks)
-        multiplies = any(job.plan.numpy_multiplies for job in jobs)
-        run_tasks(task, sum(tasks), workers, numpy_multiplies=multiplies)
+        multiplies = any(job.plan.holds_blas for job in jobs)
+        run_tasks(task, sum(tasks), workers, holds_blas=multiplies)
         for work in works:
             work.finish(workers)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
 __all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
+
+T = TypeVar("T")
+
+MOST_STEPS = 128  # of a plan, kept from call to call
+LEAST_THREADED = 10**4  # operations; OpenBLAS shares products with a vector from 18,432 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ class Plan:
     shared_bytes: int
     work: int
     at_product: bool = False
+    steps: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def least_shared(self) -> int:
@@ -44,14 +50,23 @@ class Plan:
         return SMALL_FLOPS
 
     @property
-    def numpy_multiplies(self) -> bool:
-        """Whether NumPy's BLAS makes a product of the pass, and must be held to one thread."""
-        return True
+    def holds_blas(self) -> bool:
+        """Whether NumPy's BLAS makes products of the pass that it might share among threads."""
+        return self.work >= LEAST_THREADED
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
         """A whole tile: (images, groups, *positions)."""
         return self.tiling.step
+
+    def step(self, key: Hashable, draw: Callable[[], T]) -> T:
+        """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
+        step: T | None = self.steps.get(key)
+        if step is None:
+            step = draw()
+            if len(self.steps) < MOST_STEPS:
+                self.steps[key] = step
+        return step
 
 
 def workers_for(plan: Plan, workers: int, workspace: int) -> int:

@@ -104,15 +104,15 @@ Task = Callable[[int, Scratch], None]
 
 
 def run_tasks(
-    task: Task, tasks: int, workers: int, *, numpy_multiplies: bool = True, at_product: bool = False
+    task: Task, tasks: int, workers: int, *, holds_blas: bool = True, at_product: bool = False
 ) -> None:
     """Call ``task(i, scratch)`` for each i below ``tasks``, on at most ``workers`` threads.
 
-    Where ``numpy_multiplies``, its products run on one BLAS thread. Helpers are asked at once, or
+    Where ``holds_blas``, its products run on one BLAS thread. Helpers are asked at once, or
     ``at_product``: when the caller's first task says that its product begins. The first error of a
     task is raised here, when no task runs any more.
     """
-    if numpy_multiplies:
+    if holds_blas:
         blas.hold()
     try:
         if min(workers, tasks) > 1:
@@ -122,7 +122,7 @@ def run_tasks(
                 for index in range(tasks):
                     task(index, scratch)
     finally:
-        if numpy_multiplies:
+        if holds_blas:
             blas.let_go()
 
 

@@ -141,6 +141,8 @@ def as_matrices(tile: Array, dtype: np.dtype[Any], *, by_image: bool) -> Array |
     """
     if tile.dtype != dtype:
         return None
+    if tile.flags.c_contiguous:
+        return tile.reshape(tile.shape[0], 1, tile.shape[1], math.prod(tile.shape[2:]))
     whole = as_matrix(tile)
     if whole is not None:
         return whole[:, None]

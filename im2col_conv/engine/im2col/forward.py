@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from im2col_conv.engine.im2col.columns import (
     pays_by_image,
 )
 from im2col_conv.engine.im2col.depthwise import ViewedColumns, viewed_columns
-from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
+from im2col_conv.engine.im2col.gathering import Band, band_of, column_bytes, gather_tile
 from im2col_conv.engine.im2col.toeplitz import ToeplitzLines, toeplitz_lines
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan
@@ -120,6 +120,16 @@ def _parts(geometry: ConvGeometry, tiling: Tiling) -> int:
     return max(1, min(wanted, geometry.F // geometry.groups // LEAST_FILTERS))
 
 
+class _Step(NamedTuple):
+    """A task: its tile, and indices of x, y [g, c, n, *cells], W and b (g, 1, f, K)."""
+
+    tile: int
+    seen: tuple[Any, ...]
+    made: tuple[Any, ...]
+    weights: tuple[Any, ...]
+    band: Band
+
+
 def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) -> Work:
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     geometry, columns, arithmetic = plan.columns.geometry, plan.columns, plan.arithmetic
@@ -135,16 +145,21 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
     if plan.by_image and bias is not None and W.dtype == bias.dtype and not columns.rows:
         W, ones = np.concatenate((W, bias), axis=-1), True
 
-    def fill(index: int, scratch: Scratch) -> None:
+    def draw(index: int) -> _Step:
         tile, part = divmod(index, plan.parts)
         images, groups, *box = plan.tiling[tile]
         filters = slice(part * F // plan.parts, (part + 1) * F // plan.parts)
-        cols = scratch.known("cols", tile)
+        seen, made = (groups, slice(None), images), (groups, filters, images, *box)
+        return _Step(tile, seen, made, (groups, None, filters), band_of(columns, tuple(box)))
+
+    def fill(index: int, scratch: Scratch) -> None:
+        step = plan.step(index, lambda: draw(index))
+        cols = scratch.known("cols", step.tile) if plan.parts > 1 else None
         if cols is None:
-            seen = x[groups, :, images]
-            cols = gather_tile(columns, scratch, seen, x_type, tuple(box), ones=ones)
-            scratch.know("cols", tile, cols)
-        made, terms = y[groups, filters, images, *box], cols.shape[1]
+            cols = gather_tile(columns, scratch, x[step.seen], x_type, step.band, ones=ones)
+        if plan.parts > 1:
+            scratch.know("cols", step.tile, cols)
+        made, terms = y[step.made], cols.shape[1]
         product = as_matrices(made, arithmetic.dtype, by_image=plan.by_image)
         in_place = product is not None
         if product is None:
@@ -153,9 +168,12 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         scratch.begin_product()
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
         cols = cut_by_image(cols, product.shape[1])
-        arithmetic.matmul(W[groups, None, filters, :terms], cols, product)
+        weights = W[step.weights]
+        if terms < weights.shape[-1]:  # a view of x, which has no ones below it
+            weights = weights[..., :terms]
+        arithmetic.matmul(weights, cols, product)
         if bias is not None and terms == K:
-            _add_bias(product, bias[groups, None, filters])
+            _add_bias(product, bias[step.weights])
         if not in_place:
             made[...] = product.reshape(made.shape)
 

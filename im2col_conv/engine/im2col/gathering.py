@@ -17,10 +17,18 @@ from im2col_conv.engine.workers import Scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 
-__all__ = ["column_bytes", "gather_tile", "phases_of", "view_windows"]
+__all__ = ["Band", "band_of", "column_bytes", "gather_tile", "phases_of", "view_windows"]
 
 BAND_SHARE = 2
+FEW_NUMBERS = 1024
+MOST_VIEWS = 16  # of a band, kept from call to call
 LEAST_LINE = 12  # outputs of a line that pay for cells by phases
+
+
+def band_of(columns: Columns, box: Slices) -> Band:
+    """Return what the windows of the outputs ``box`` see, as :func:`gather_tile` stores it."""
+    geometry = columns.geometry
+    return _band(geometry, ends(box), 1 if columns.rows else phases_of(geometry))
 
 
 def gather_tile(
@@ -28,39 +36,42 @@ def gather_tile(
     scratch: Scratch,
     x: Array,
     dtype: np.dtype[Any],
-    box: Slices,
+    band: Band,
     *,
     ones: bool = False,
 ) -> Array:
-    """Return the column matrix (g, K, L) of the outputs ``box`` of ``x[g, c, n, *size]``.
+    """Return the column matrix (g, K, L) of the outputs of a band of ``x[g, c, n, *size]``.
 
     With ``ones``, a row of ones may stand below it: see :meth:`Columns.empty`.
 
     A kernel of one tap may find the matrix in ``x`` as it lies. Else all windows are copied at once
-    from the *band* of cells that the tile sees, itself a copy where padding, phases or another type
-    are wanted; or, where windows are so sparse that the copy would be large, tap by tap.
+    from the band, itself a copy where padding, phases or another type are wanted; or, where windows
+    are so sparse that the copy would be large, tap by tap.
     """
-    geometry = columns.geometry
-    if geometry.taps == 1 and x.dtype == dtype:
-        view = _pointwise(geometry, x, box)
+    if band.alone is not None and x.dtype == dtype:
+        view = as_matrix(x[band.alone])
         if view is not None:
             return view
-    band = _band(geometry, ends(box), 1 if columns.rows else phases_of(geometry))
+    views: list[tuple[Slices, Array]] = []
+    if band.dense or _lies(x, dtype, band):
+        views = _windows(_cells(columns, scratch, x, dtype, band), band)
+        windows = views[0][1]
+        if len(views) == 1 and 0 < windows.size < FEW_NUMBERS and not columns.rows and not ones:
+            # NumPy copies them sooner than a buffer is found.
+            return windows.reshape(len(windows), x.shape[1] * columns.geometry.taps, -1)
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
-    if band.dense or _lies(x, dtype, band):
-        cells = _cells(columns, scratch, x, dtype, band)
-        for taps, windows in _windows(cells, band):
-            copy_lines(windows, cols[:, :, *taps])
-    else:
-        gather(geometry, x, cols, box, whole(geometry.size))
+    for taps, windows in views:
+        copy_lines(windows, cols[:, :, *taps])
+    if not views:
+        gather(columns.geometry, x, cols, band.box, whole(columns.geometry.size))
     return matrix
 
 
 def view_windows(
     columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], box: Slices, phases: int
-) -> Iterator[tuple[Slices, Array]]:
-    """Yield taps, and their columns of the outputs ``box`` as a view [g, c, *tap, n, *o]."""
+) -> list[tuple[Slices, Array]]:
+    """Return taps, and their columns of the outputs ``box`` as a view [g, c, *tap, n, *o]."""
     band = _band(columns.geometry, ends(box), phases)
     return _windows(_cells(columns, scratch, x, dtype, band), band)
 
@@ -82,33 +93,25 @@ def column_bytes(window: int, dtype: np.dtype[Any]) -> int:
     return nbytes + nbytes // BAND_SHARE
 
 
-def _pointwise(geometry: ConvGeometry, x: Array, box: Slices) -> Array | None:
-    """Return the cells under a kernel of one tap as a matrix, if none of them is padding."""
-    if any(before or after for before, after in geometry.padding):
-        return None
-    cells = (
-        slice(o.start * s, (o.stop - 1) * s + 1, s)
-        for o, s in zip(box, geometry.stride, strict=True)
-    )
-    return as_matrix(x[last(cells)])
-
-
-class _Band(NamedTuple):
-    """The cells from the first to the last that a box of outputs sees, padding included.
+class Band(NamedTuple):
+    """The cells from the first to the last that a ``box`` of outputs sees, padding included.
 
     They are worth storing where they are ``dense``, few beside the box's windows. A line of them
     comes in as many ``phases``, each of every so many-th cell.
     """
 
+    box: Slices
     lengths: Shape  # of the box
+    alone: tuple[Any, ...] | None  # which cells one tap meets without padding, in a whole image
     shape: Shape
     phases: int
-    inside: Slices  # which cells of the input are among them
+    inside: tuple[Any, ...]  # which cells of the input are among them
     middle: Slices  # where among them these are
     padded: bool
     dense: bool
     stride: Shape  # among the cells of a phase
     turns: tuple[_Turn, ...]
+    views: dict[tuple[Shape, Shape], list[_View]]  # of cells that lie so
 
 
 class _Turn(NamedTuple):
@@ -121,8 +124,16 @@ class _Turn(NamedTuple):
     place: int  # where in it the first of them begins
 
 
+class _View(NamedTuple):
+    """How what a turn's taps meet lies in memory, in bytes from the first cell."""
+
+    shape: Shape
+    offset: int
+    strides: Shape
+
+
 @lru_cache(maxsize=64)
-def _band(geometry: ConvGeometry, box: Ends, phases: int) -> _Band:
+def _band(geometry: ConvGeometry, box: Ends, phases: int) -> Band:
     """Return what the outputs ``box``, (start, stop) on each axis, see: every call asks anew."""
     lengths = tuple(stop - start for start, stop in box)
     seen = [
@@ -141,17 +152,27 @@ def _band(geometry: ConvGeometry, box: Ends, phases: int) -> _Band:
     )
     *outer, cells = (stop - start for start, stop in seen)
     shape = (*outer, -(-cells // phases) * phases)
-    return _Band(
+    return Band(
+        box=tuple(slice(*part) for part in box),
         lengths=lengths,
+        alone=_cells_of_one_tap(geometry, box),
         shape=shape,
         phases=phases,
-        inside=inside,
+        inside=last(inside),
         middle=middle,
         padded=middle != whole(shape),
         dense=BAND_SHARE * math.prod(shape) <= geometry.taps * math.prod(lengths),
         stride=(*geometry.stride[:-1], geometry.stride[-1] // phases),
         turns=tuple(_turns(geometry, phases)),
+        views={},
     )
+
+
+def _cells_of_one_tap(geometry: ConvGeometry, box: Ends) -> tuple[Any, ...] | None:
+    if geometry.taps > 1 or any(map(any, geometry.padding)):
+        return None
+    axes = zip(box, geometry.stride, strict=True)
+    return last(slice(start * s, (stop - 1) * s + 1, s) for (start, stop), s in axes)
 
 
 def _turns(geometry: ConvGeometry, phases: int) -> Iterator[_Turn]:
@@ -168,16 +189,14 @@ def _turns(geometry: ConvGeometry, phases: int) -> Iterator[_Turn]:
         )
 
 
-def _lies(x: Array, dtype: np.dtype[Any], band: _Band) -> bool:
+def _lies(x: Array, dtype: np.dtype[Any], band: Band) -> bool:
     """Say whether the band is a part of ``x`` as it is."""
     return not band.padded and x.dtype == dtype and band.phases == 1
 
 
-def _cells(
-    columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: _Band
-) -> Array:
+def _cells(columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: Band) -> Array:
     """Return ``x[g, c, n, *band]`` by [phase, ...] in ``dtype``, zero where that is padding."""
-    inside: Array = x[last(band.inside)]
+    inside: Array = x[band.inside]
     if _lies(x, dtype, band):
         return inside[None]
     *outer, line = band.shape
@@ -206,19 +225,39 @@ def _clear_beside(cells: Array, middle: Slices) -> None:
             cells[*index] = 0
 
 
-def _windows(cells: Array, band: _Band) -> Iterator[tuple[Slices, Array]]:
-    """Yield taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``."""
-    (G, C, N), (apart, g, c, n, *steps) = cells.shape[1:4], cells.strides
+def _windows(cells: Array, band: Band) -> list[tuple[Slices, Array]]:
+    """Return taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``."""
+    lie = cells.shape[1:4], cells.strides
+    views = band.views.get(lie)
+    if views is None:
+        views = [_view_of(turn, band, *lie) for turn in band.turns]
+        if len(band.views) < MOST_VIEWS:
+            band.views[lie] = views
+    turns = zip(band.turns, views, strict=True)
+    if not cells.flags.c_contiguous:
+        return [(turn.taps, _among(cells, turn, view)) for turn, view in turns]
+    # NumPy checks that these views stay inside, and is the faster.
+    return [
+        (turn.taps, np.ndarray(v.shape, cells.dtype, cells, v.offset, v.strides))
+        for turn, v in turns
+    ]
+
+
+def _among(cells: Array, turn: _Turn, view: _View) -> Array:
+    first = cells[turn.phase, ..., turn.place :]
+    return as_strided(first, view.shape, view.strides, writeable=False)
+
+
+def _view_of(turn: _Turn, band: Band, outer: Shape, strides: Shape) -> _View:
+    """Return what a turn's taps meet among cells (phase, g, c, n, *band), ``outer`` (g, c, n)."""
+    (G, C, N), (apart, g, c, n, *steps) = outer, strides
+    taps = _strides(steps, turn.dilation, turn.kernel)
     outs = _strides(steps, band.stride, band.lengths)
-    for turn in band.turns:
-        shape = (G, C, *turn.kernel, N, *band.lengths)
-        strides = (g, c, *_strides(steps, turn.dilation, turn.kernel), n, *outs)
-        if cells.flags.c_contiguous:  # NumPy checks that the view stays inside, and is the faster
-            offset = turn.phase * apart + turn.place * steps[-1]
-            yield turn.taps, np.ndarray(shape, cells.dtype, cells, offset, strides)
-        else:
-            first = cells[turn.phase, ..., turn.place :]
-            yield turn.taps, as_strided(first, shape, strides, writeable=False)
+    return _View(
+        shape=(G, C, *turn.kernel, N, *band.lengths),
+        offset=turn.phase * apart + turn.place * steps[-1],
+        strides=(g, c, *taps, n, *outs),
+    )
 
 
 def _strides(steps: list[int], apart: Shape, lengths: Shape) -> list[int]:

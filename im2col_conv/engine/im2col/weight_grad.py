@@ -26,7 +26,7 @@ from im2col_conv.engine.im2col.columns import (
     tile_matrices,
 )
 from im2col_conv.engine.im2col.depthwise import ViewedColumns, viewed_columns
-from im2col_conv.engine.im2col.gathering import column_bytes, gather_tile
+from im2col_conv.engine.im2col.gathering import band_of, column_bytes, gather_tile
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, total_of
 from im2col_conv.engine.tiling import (
@@ -178,7 +178,8 @@ def _product(plan: WeightGradPlan, scratch: Scratch, dout: Array, x: Array, box:
     if plan.views is not None:
         views, dtype = plan.views, arithmetic.dtype
         return depthwise.weight_product(columns, views, scratch, dout, x, dtype, box)
-    cols = gather_tile(columns, scratch, x, arithmetic.operand_type(x.dtype), box)
+    x_type = arithmetic.operand_type(x.dtype)
+    cols = gather_tile(columns, scratch, x, x_type, band_of(columns, box))
     if arithmetic.dtype.kind == "c":
         cols = np.conjugate(cols)
     dout_type = arithmetic.operand_type(dout.dtype)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -52,7 +51,6 @@ LEAST_SHARE = 128
 LIST_BYTES = 2**23  # at most, as estimated, for the products of several groups
 LEAST_WORK = 5e7
 LEAST_SHARED = 4 * 10**7
-MOST_STEPS = 1024  # kept from call to call, of some hundred bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +66,13 @@ class ImplicitPlan(Plan):
     dtype: np.dtype[Any]
     arrangement: Arrangement
     many_weights: bool = False
-    steps: dict[Hashable, Step] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def least_shared(self) -> int:
         return _least_shared(self.arrangement)
 
     @property
-    def numpy_multiplies(self) -> bool:
+    def holds_blas(self) -> bool:
         """Whether results are looked through for infinity, by a product of themselves."""
         return isinstance(self.arrangement, Bands)
 
@@ -83,15 +80,6 @@ class ImplicitPlan(Plan):
     def tile_shape(self) -> Shape:
         groups, images, *positions, _ = self.tiling.step
         return (images, groups, *positions)
-
-    def step(self, key: Hashable, draw: Callable[[], Step]) -> Step:
-        """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
-        step = self.steps.get(key)
-        if step is None:
-            step = draw()
-            if len(self.steps) < MOST_STEPS:
-                self.steps[key] = step
-        return step
 
 
 class Step(NamedTuple):

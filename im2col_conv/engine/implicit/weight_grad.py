@@ -63,7 +63,7 @@ class WeightGradPlan(ImplicitPlan):
     exchanged: bool
 
     @property
-    def numpy_multiplies(self) -> bool:
+    def holds_blas(self) -> bool:
         """Whether NumPy's BLAS has a part: it adds up db, and looks through dout for infinity."""
         return True
 
@@ -237,7 +237,7 @@ class _Sums:
                 self._unpack(total, groups, part, scratch)
 
             shared = self._dw.nbytes >= WORTH_SHARING
-            run_tasks(add, parts.boxes, workers if shared else 1, numpy_multiplies=False)
+            run_tasks(add, parts.boxes, workers if shared else 1, holds_blas=False)
 
     def _unpack(self, total: Array, groups: slice, part: slice, scratch: Scratch) -> None:
         assert self._dw_result is not None  # or there would be no sum of it

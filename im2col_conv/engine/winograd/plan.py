@@ -60,7 +60,7 @@ class WinogradPlan(Plan):
     numbers: int
 
     @property
-    def numpy_multiplies(self) -> bool:
+    def holds_blas(self) -> bool:
         """All products are the private BLAS's."""
         return False
 
