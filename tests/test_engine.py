@@ -34,7 +34,7 @@ from im2col_conv.engine.im2col.columns import columns_for, pays_by_image
 from im2col_conv.engine.im2col.forward import plan_forward as plan_columns
 from im2col_conv.engine.implicit import forward, input_grad, weight_grad
 from im2col_conv.engine.openblas import is_private, private_blas
-from im2col_conv.engine.plan import MOST_STEPS, workers_for
+from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 
 from .peak import peak_beyond
@@ -840,9 +840,9 @@ def test_what_is_kept_of_a_plan_is_bounded():
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
     with ic.set_workspace(20_000):
         plan = forward_plan("im2col", geometry, "channels_first", x.dtype, x.dtype, 20_000)
-        assert plan.tasks > MOST_STEPS
+        assert plan.tasks > plan.most_steps
         ic.conv(x, w, algorithm="im2col")
-    assert len(plan.steps) == MOST_STEPS
+    assert len(plan.steps) == plan.most_steps
     band = plan.steps[0].band
     for apart in range(1, 2 * gathering.MOST_VIEWS):
         with ic.set_workspace(20_000):

@@ -13,7 +13,6 @@ __all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"
 
 T = TypeVar("T")
 
-MOST_STEPS = 128  # of a plan, kept from call to call
 LEAST_THREADED = 10**4  # operations; OpenBLAS shares products with a vector from 18,432 on
 
 
@@ -36,6 +35,8 @@ class Plan:
     """
 
     algorithm: ClassVar[str] = "im2col"
+    most_steps: ClassVar[int] = 16  # kept from call to call, of some kilobytes each
+
     tiling: Tiling
     tasks: int
     worker_bytes: int
@@ -64,7 +65,7 @@ class Plan:
         step: T | None = self.steps.get(key)
         if step is None:
             step = draw()
-            if len(self.steps) < MOST_STEPS:
+            if len(self.steps) < self.most_steps:
                 self.steps[key] = step
         return step
 

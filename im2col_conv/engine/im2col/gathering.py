@@ -106,12 +106,21 @@ class Band(NamedTuple):
     shape: Shape
     phases: int
     inside: tuple[Any, ...]  # which cells of the input are among them
-    middle: Slices  # where among them these are
+    loads: tuple[_Load, ...]  # of these
     padded: bool
     dense: bool
     stride: Shape  # among the cells of a phase
     turns: tuple[_Turn, ...]
     views: dict[tuple[Shape, Shape], list[_View]]  # of cells that lie so
+
+
+class _Load(NamedTuple):
+    """Which cells of the input belong to a phase, where in it they are, and where among all."""
+
+    phase: int
+    inside: tuple[Any, ...]
+    middle: Slices
+    place: tuple[Any, ...]
 
 
 class _Turn(NamedTuple):
@@ -159,13 +168,23 @@ def _band(geometry: ConvGeometry, box: Ends, phases: int) -> Band:
         shape=shape,
         phases=phases,
         inside=last(inside),
-        middle=middle,
+        loads=tuple(_loads(inside, middle, phases)),
         padded=middle != whole(shape),
         dense=BAND_SHARE * math.prod(shape) <= geometry.taps * math.prod(lengths),
         stride=(*geometry.stride[:-1], geometry.stride[-1] // phases),
         turns=tuple(_turns(geometry, phases)),
         views={},
     )
+
+
+def _loads(inside: Slices, middle: Slices, phases: int) -> Iterator[_Load]:
+    (*outer, line), (*places, place) = inside, middle
+    for phase in range(phases):
+        skipped = (phase - place.start) % phases
+        part = slice(line.start + skipped, line.stop, phases)
+        at = (place.start + skipped) // phases
+        within = (*places, slice(at, at + len(range(part.start, part.stop, phases))))
+        yield _Load(phase, last((*outer, part)), within, (phase, *last(within)))
 
 
 def _cells_of_one_tap(geometry: ConvGeometry, box: Ends) -> tuple[Any, ...] | None:
@@ -196,8 +215,8 @@ def _lies(x: Array, dtype: np.dtype[Any], band: Band) -> bool:
 
 def _cells(columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], band: Band) -> Array:
     """Return ``x[g, c, n, *band]`` by [phase, ...] in ``dtype``, zero where that is padding."""
-    inside: Array = x[band.inside]
     if _lies(x, dtype, band):
+        inside: Array = x[band.inside]
         return inside[None]
     *outer, line = band.shape
     G, phases = len(x), band.phases
@@ -205,15 +224,10 @@ def _cells(columns: Columns, scratch: Scratch, x: Array, dtype: np.dtype[Any], b
     cells = columns.like_image(scratch, "band", shape, dtype).reshape(phases, G, *shape[1:])
     if band.padded and not columns.rows:
         cells[...] = 0  # sooner than the ends of each line
-    first = band.middle[-1].start
-    for phase, target in enumerate(cells):
-        skipped = (phase - first) % phases
-        part = inside[..., skipped::phases]
-        at = (first + skipped) // phases
-        middle = (*band.middle[:-1], slice(at, at + part.shape[-1]))
+    for load in band.loads:
         if columns.rows:
-            _clear_beside(target, middle)
-        target[last(middle)] = part
+            _clear_beside(cells[load.phase], load.middle)
+        cells[load.place] = x[load.inside]
     return cells
 
 
