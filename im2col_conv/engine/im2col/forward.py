@@ -168,10 +168,10 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         scratch.begin_product()
         # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
         cols = cut_by_image(cols, product.shape[1])
-        weights = W[step.weights]
-        if terms < weights.shape[-1]:  # a view of x, which has no ones below it
-            weights = weights[..., :terms]
-        arithmetic.matmul(weights, cols, product)
+        W_part = W[step.weights]
+        if terms < W_part.shape[-1]:  # cols are a view of x, which has no ones below it
+            W_part = W_part[..., :terms]
+        arithmetic.matmul(W_part, cols, product)
         if bias is not None and terms == K:
             _add_bias(product, bias[step.weights])
         if not in_place:
