@@ -51,15 +51,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 
 
 def _run(job: Job, workers: int) -> None:
+    plan = job.plan
+    at_product = plan.at_product and plan.tasks >= 2 * workers
     with lend_scratch() as shared:
         work = job.begin(shared)
-        run_tasks(
-            work.task,
-            job.plan.tasks,
-            workers,
-            holds_blas=job.plan.holds_blas,
-            at_product=job.plan.at_product and job.plan.tasks >= 2 * workers,
-        )
+        run_tasks(work.task, plan.tasks, workers, holds_blas=plan.holds_blas, at_product=at_product)
         work.finish(workers)
 
 

@@ -11,6 +11,7 @@ from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
 __all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 LEAST_THREADED = 10**4  # operations; OpenBLAS shares products with a vector from 18,432 on
@@ -60,11 +61,11 @@ class Plan:
         """A whole tile: (images, groups, *positions)."""
         return self.tiling.step
 
-    def step(self, key: Hashable, draw: Callable[[], T]) -> T:
+    def step(self, key: K, draw: Callable[[K], T]) -> T:
         """Return what was drawn for ``key`` in an earlier call, or is drawn now."""
         step: T | None = self.steps.get(key)
         if step is None:
-            step = draw()
+            step = draw(key)
             if len(self.steps) < self.most_steps:
                 self.steps[key] = step
         return step

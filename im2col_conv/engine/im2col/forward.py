@@ -153,7 +153,7 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         return _Step(tile, seen, made, (groups, None, filters), band_of(columns, tuple(box)))
 
     def fill(index: int, scratch: Scratch) -> None:
-        step = plan.step(index, lambda: draw(index))
+        step = plan.step(index, draw)
         cols = scratch.known("cols", step.tile) if plan.parts > 1 else None
         if cols is None:
             cols = gather_tile(columns, scratch, x[step.seen], x_type, step.band, ones=ones)

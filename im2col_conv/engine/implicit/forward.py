@@ -93,7 +93,7 @@ def forward(
         return step_of(plan, "y", groups, part, images, tuple(box), cells)
 
     def fill(index: int, scratch: Scratch) -> None:
-        step = plan.step(index, lambda: draw(index))
+        step = plan.step(index, draw)
         target = y[step.made]
         if plan.many_weights and scratch.of_helper:  # while the caller arranges its own
             lines = loaded(plan, blas, scratch, "x", x, step)

@@ -89,7 +89,7 @@ def input_grad(
         return step_of(plan, "dx", groups, part, images, box, tuple(cells))
 
     def fill(index: int, scratch: Scratch) -> None:
-        step = plan.step(index, lambda: draw(index))
+        step = plan.step(index, draw)
         target = dx[step.made]
         w_part = W.part(blas, scratch, step.groups, step.part)
         lines = loaded(plan, blas, scratch, "dout", dout, step)

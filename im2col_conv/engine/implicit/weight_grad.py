@@ -148,6 +148,11 @@ def weight_grad(
     left, right = left.swapaxes(0, 1), right.swapaxes(0, 1)
     arrangement = plan.arrangement
 
+    def draw(key: tuple[int, int]) -> Step:
+        (images, *box), (groups, part) = plan.tiling[key[0]], plan.chunks[key[1]]
+        cells = cells_seen(plan.geometry, tuple(box))
+        return step_of(plan, "dout.T", groups, part, images, tuple(box), cells)
+
     def add_tiles(index: int, scratch: Scratch) -> None:
         number, chunk = divmod(index, plan.chunks.boxes)
         groups, part = plan.chunks[chunk]
@@ -155,7 +160,7 @@ def weight_grad(
         # all chunks of an exchanged layer read the same dout
         summed = db is not None and (part.start == 0 or not plan.exchanged)
         for at in sums.tiles(number):
-            step = plan.step((at, chunk), lambda: _draw(plan, at, groups, part))  # noqa: B023
+            step = plan.step((at, chunk), draw)
             given = right[step.made]
             if total is not None or (summed and not plan.exchanged):
                 turned = arrangement.load(blas, scratch, "dout.T", given, step.tile, plan.dtype)
@@ -171,12 +176,6 @@ def weight_grad(
             sums.end(total, groups, part, scratch)
 
     return Work(add_tiles, sums.finish)
-
-
-def _draw(plan: WeightGradPlan, at: int, groups: slice, part: slice) -> Step:
-    images, *box = plan.tiling[at]
-    cells = cells_seen(plan.geometry, tuple(box))
-    return step_of(plan, "dout.T", groups, part, images, tuple(box), cells)
 
 
 class _Sums:
