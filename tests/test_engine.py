@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.engine import pool, processors
+from im2col_conv.engine import choice, pool, processors
 from im2col_conv.engine import workers as engine_workers
 from im2col_conv.engine.arithmetic import (
     LEAST_PIECE,
@@ -696,6 +696,7 @@ def test_helpers_are_asked_at_once_or_at_the_first_product(at_product, monkeypat
         if threading.get_ident() == caller:
             events.append("copies")
             scratch.begin_product()
+            scratch.begin_product()
             events.append("multiplies")
 
     monkeypatch.setattr(pool, "ask", ask_and_note)
@@ -711,6 +712,7 @@ def test_helpers_are_asked_at_once_or_at_the_first_product(at_product, monkeypat
     engine_workers.run_tasks(wait_for_all, 3, 3, at_product=at_product)
     first = ["copies", *["asked"] * 2] if at_product else [*["asked"] * 2, "copies"]
     assert events == [*first, "multiplies"]
+    assert not any(scratch.of_helper for scratch in engine_workers._kept)
 
 
 def test_an_error_before_the_first_product_asks_nobody(monkeypatch):
@@ -731,7 +733,10 @@ COPIES_ALONE = [  # x_shape, w_shape, keywords, whether the caller copies alone
     ((8, 300, 40, 41), (16, 300, 3, 3), {"padding": 1}, False),  # columns of 5.5 MB
     ((16, 64, 13, 13), (192, 64, 5, 5), {"stride": 2}, False),  # lines of five
     ((1, 20, 67, 61), (520, 20, 1, 1), {"stride": 2}, False),  # 21 MFLOP
-    ((1, 70, 9, 17), (391, 70, 3, 3), {"padding": 1}, False),  # which workers share
+    ((1, 40, 9, 17), (1024, 40, 3, 3), {"padding": 1}, False),  # whose tiles workers share
+    ((4, 40, 32, 17), (64, 40, 3, 3), {"padding": 1}, True),
+    ((4, 42, 32, 16), (66, 42, 3, 3), {"padding": 1}, True),
+    ((4, 44, 32, 15), (66, 44, 3, 3), {"padding": 1}, False),
 ]
 
 
@@ -759,10 +764,12 @@ def test_a_caller_copies_alone_what_its_first_product_needs(
         y = ic.conv(x, w, algorithm="im2col", **keywords)
     np.testing.assert_array_equal(y, reference.conv(x, w, **keywords))
     assert events[0] == ("gathers" if alone else "asks")
-    with ic.set_workers(plan.tasks // 2 + 1):  # too few tasks for one after the other
+    assert events.count("asks") == 1
+    for workers in (plan.tasks // 2, plan.tasks // 2 + 1):  # enough tasks, and too few
         events.clear()
-        ic.conv(x, w, algorithm="im2col", **keywords)
-    assert events[0] == "asks"
+        with ic.set_workers(workers):
+            ic.conv(x, w, algorithm="im2col", **keywords)
+        assert workers == 1 or (events[0] == "gathers") == (alone and plan.tasks >= 2 * workers)
 
 
 def blas_threads(*, private=False):
@@ -824,7 +831,7 @@ def test_a_call_that_ends_does_not_give_the_private_blas_of_another_more_threads
         assert blas_threads(private=True) == [1]
 
 
-@pytest.mark.parametrize(("filters", "held"), [(2, False), (2000, True)])
+@pytest.mark.parametrize(("filters", "held"), [(2, False), (22, False), (23, True)])
 def test_products_that_blas_does_not_share_leave_its_threads_alone(filters, held, monkeypatch):
     x, w = integers_like(1, (1, 1, 5, 6), np.float32), integers_like(2, (filters, 1, 3, 2), "f4")
     holds, hold = [], engine_workers.blas.hold
@@ -833,6 +840,30 @@ def test_products_that_blas_does_not_share_leave_its_threads_alone(filters, held
         y = ic.conv(x, w, algorithm=algorithm)
         np.testing.assert_array_equal(y, reference.conv(x, w))
     assert len(holds) == 2 * held
+
+
+@pytest.mark.parametrize("length", [58, 59, 66, 67, 90])
+def test_products_of_complex_numbers_with_a_vector_are_never_shared(length):
+    rng = np.random.default_rng(length)
+    x, w = (rng.standard_normal((*shape, 2)) @ [1, 1j] for shape in ((1, 60, length), (1, 60, 1)))
+    results = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            results.append(ic.conv(x, w))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_plan_is_drawn_once_for_each_library(monkeypatch):
+    geometry = ic.ConvGeometry.from_shapes((2, 30, 20, 22), (31, 30, 3, 3))
+    single = np.dtype(np.float32)
+    asked = "auto", geometry, "channels_first", single, single, 64 * MIB
+    plan = forward_plan(*asked)
+    assert forward_plan(*asked) is plan
+    monkeypatch.setattr(choice, "private_blas", lambda: None)
+    assert forward_plan(*asked).algorithm == "im2col"
+    assert forward_plan(*asked) is (plan if plan.algorithm == "im2col" else forward_plan(*asked))
+    monkeypatch.undo()
+    assert forward_plan(*asked) is plan
 
 
 def test_what_is_kept_of_a_plan_is_bounded():
@@ -844,10 +875,10 @@ def test_what_is_kept_of_a_plan_is_bounded():
         ic.conv(x, w, algorithm="im2col")
     assert len(plan.steps) == plan.most_steps
     band = plan.steps[0].band
-    for apart in range(1, 2 * gathering.MOST_VIEWS):
+    for apart in range(1, 2 * gathering.MOST_LIES):
         with ic.set_workspace(20_000):
             ic.conv(np.ones((2000, 3, 7, 6 + apart), np.float32)[..., :6], w, algorithm="im2col")
-    assert len(band.views) == gathering.MOST_VIEWS
+    assert len(band.lies) == gathering.MOST_LIES
 
 
 def test_calls_of_any_thread_hold_blas_to_one_thread():

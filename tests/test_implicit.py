@@ -361,6 +361,7 @@ def test_many_pointwise_weights_are_copied_for_dx_by_rows(by_rows, w_shape, kind
         ((1, 64, 30, 61), (56, 64, 3, 3), True, False),
         ((1, 64, 30, 47), (56, 64, 3, 3), False, False),  # 91 MFLOP
         ((2, 16, 120, 128), (24, 16, 3, 3), True, False),
+        ((1, 200, 28, 29), (128, 200, 3, 3), True, True),
     ],
 )
 @pytest.mark.parametrize("packs", [False, True])
@@ -369,6 +370,22 @@ def test_two_workers_do_not_begin_with_the_same_copies(x_shape, w_shape, alone, 
     float32 = np.dtype(np.float32)
     plan = forward.plan_forward(geometry, "channels_first", float32, 2**26, packs=packs)
     assert (plan.at_product, plan.many_weights) == (alone, many)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "stride", "alone"),
+    [
+        ((1, 200, 28, 28), (128, 200, 3, 3), 1, True),
+        ((1, 230, 28, 28), (128, 230, 3, 3), 1, False),  # many weights
+        ((8, 64, 56, 112), (64, 64, 3, 3), (1, 2), False),  # cells apart
+        ((8, 64, 56, 56), (64, 64, 3, 3), 1, True),  # as many outputs
+    ],
+)
+def test_shifted_planes_are_copied_alone_where_they_are_few(x_shape, w_shape, stride, alone):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, stride=stride, padding=1)
+    float32 = np.dtype(np.float32)
+    plan = forward.plan_forward(geometry, "channels_first", float32, 2**26, packs=True)
+    assert plan.at_product == alone
 
 
 @needs_blas
@@ -394,6 +411,7 @@ def test_a_helper_loads_cells_while_the_caller_arranges_weights(monkeypatch):
     with ic.set_workers(2):
         y = ic.conv(x, w, padding=1, algorithm="implicit")
     assert first == {"caller": "weights", "helper": "cells"}
+    assert not any(scratch.of_helper for scratch in workers._kept)
     np.testing.assert_array_equal(y, ic.conv(x, w, padding=1, algorithm="im2col"))
 
 

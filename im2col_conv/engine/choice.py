@@ -54,7 +54,7 @@ __all__ = [
     "weight_grad_plan",
 ]
 
-KEPT = 1024  # plans of each pass
+KEPT = 256  # plans of each pass
 ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
 
 P = ParamSpec("P")

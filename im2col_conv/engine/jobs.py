@@ -63,8 +63,8 @@ def _run_together(jobs: Sequence[Job], workers: int) -> None:
     with lend_scratch() as shared:
         works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
         task = in_a_row([work.task for work in works], tasks)
-        multiplies = any(job.plan.holds_blas for job in jobs)
-        run_tasks(task, sum(tasks), workers, holds_blas=multiplies)
+        holds_blas = any(job.plan.holds_blas for job in jobs)
+        run_tasks(task, sum(tasks), workers, holds_blas=holds_blas)
         for work in works:
             work.finish(workers)
 

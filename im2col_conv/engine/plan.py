@@ -14,7 +14,7 @@ __all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-LEAST_THREADED = 10**4  # operations; OpenBLAS shares products with a vector from 18,432 on
+LEAST_THREADED = 2**12  # OpenBLAS shares products of 4096 complex numbers with a vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Plan:
     """
 
     algorithm: ClassVar[str] = "im2col"
-    most_steps: ClassVar[int] = 16  # kept from call to call, of some kilobytes each
+    most_steps: ClassVar[int] = 16  # kept from call to call, of up to some ten kilobytes each
 
     tiling: Tiling
     tasks: int

@@ -109,8 +109,8 @@ def run_tasks(
     """Call ``task(i, scratch)`` for each i below ``tasks``, on at most ``workers`` threads.
 
     Where ``holds_blas``, its products run on one BLAS thread. Helpers are asked at once, or
-    ``at_product``: when the caller's first task says that its product begins. The first error of a
-    task is raised here, when no task runs any more.
+    ``at_product``: when a task of the caller first says that its product begins. The first error of
+    a task is raised here, when no task runs any more.
     """
     if holds_blas:
         blas.hold()

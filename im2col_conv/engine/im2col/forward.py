@@ -157,7 +157,6 @@ def forward(plan: ForwardPlan, x: Array, w: Array, b: Array | None, y: Array) ->
         cols = scratch.known("cols", step.tile) if plan.parts > 1 else None
         if cols is None:
             cols = gather_tile(columns, scratch, x[step.seen], x_type, step.band, ones=ones)
-        if plan.parts > 1:
             scratch.know("cols", step.tile, cols)
         made, terms = y[step.made], cols.shape[1]
         product = as_matrices(made, arithmetic.dtype, by_image=plan.by_image)

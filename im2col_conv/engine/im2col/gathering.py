@@ -20,8 +20,9 @@ from im2col_conv.lowering import Ends, Slices, ends, gather, last, whole
 __all__ = ["Band", "band_of", "column_bytes", "gather_tile", "phases_of", "view_windows"]
 
 BAND_SHARE = 2
-FEW_NUMBERS = 1024
-MOST_VIEWS = 16  # of a band, kept from call to call
+MOST_LIES = 4  # of the cells of a band, kept from call to call
+# Measured: docs/ideas.md.
+FEW_NUMBERS = 1024  # of columns that NumPy copies sooner than a buffer is found
 LEAST_LINE = 12  # outputs of a line that pay for cells by phases
 
 
@@ -52,18 +53,17 @@ def gather_tile(
         view = as_matrix(x[band.alone])
         if view is not None:
             return view
-    views: list[tuple[Slices, Array]] = []
+    windows: list[tuple[Slices, Array]] = []
     if band.dense or _lies(x, dtype, band):
-        views = _windows(_cells(columns, scratch, x, dtype, band), band)
-        windows = views[0][1]
-        if len(views) == 1 and 0 < windows.size < FEW_NUMBERS and not columns.rows and not ones:
-            # NumPy copies them sooner than a buffer is found.
-            return windows.reshape(len(windows), x.shape[1] * columns.geometry.taps, -1)
+        windows = _windows(_cells(columns, scratch, x, dtype, band), band)
+        first = windows[0][1]
+        if len(windows) == 1 and 0 < first.size < FEW_NUMBERS and not columns.rows and not ones:
+            return first.reshape(len(first), x.shape[1] * columns.geometry.taps, -1)
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
-    for taps, windows in views:
-        copy_lines(windows, cols[:, :, *taps])
-    if not views:
+    for taps, part in windows:
+        copy_lines(part, cols[:, :, *taps])
+    if not windows:
         gather(columns.geometry, x, cols, band.box, whole(columns.geometry.size))
     return matrix
 
@@ -111,7 +111,7 @@ class Band(NamedTuple):
     dense: bool
     stride: Shape  # among the cells of a phase
     turns: tuple[_Turn, ...]
-    views: dict[tuple[Shape, Shape], list[_View]]  # of cells that lie so
+    lies: dict[tuple[Shape, Shape], list[_View]]  # by the shape and strides of its cells
 
 
 class _Load(NamedTuple):
@@ -143,7 +143,7 @@ class _View(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _band(geometry: ConvGeometry, box: Ends, phases: int) -> Band:
-    """Return what the outputs ``box``, (start, stop) on each axis, see: every call asks anew."""
+    """Return what the outputs ``box``, (start, stop) on each axis, see."""
     lengths = tuple(stop - start for start, stop in box)
     seen = [
         (start * s - before, (stop - 1) * s - before + reach)
@@ -173,7 +173,7 @@ def _band(geometry: ConvGeometry, box: Ends, phases: int) -> Band:
         dense=BAND_SHARE * math.prod(shape) <= geometry.taps * math.prod(lengths),
         stride=(*geometry.stride[:-1], geometry.stride[-1] // phases),
         turns=tuple(_turns(geometry, phases)),
-        views={},
+        lies={},
     )
 
 
@@ -242,11 +242,11 @@ def _clear_beside(cells: Array, middle: Slices) -> None:
 def _windows(cells: Array, band: Band) -> list[tuple[Slices, Array]]:
     """Return taps, and the view [g, c, *tap, n, *o] of what they meet among the ``cells``."""
     lie = cells.shape[1:4], cells.strides
-    views = band.views.get(lie)
+    views = band.lies.get(lie)
     if views is None:
         views = [_view_of(turn, band, *lie) for turn in band.turns]
-        if len(band.views) < MOST_VIEWS:
-            band.views[lie] = views
+        if len(band.lies) < MOST_LIES:
+            band.lies[lie] = views
     turns = zip(band.turns, views, strict=True)
     if not cells.flags.c_contiguous:
         return [(turn.taps, _among(cells, turn, view)) for turn, view in turns]

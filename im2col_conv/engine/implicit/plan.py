@@ -61,7 +61,7 @@ class ImplicitPlan(Plan):
     """
 
     algorithm: ClassVar[str] = "implicit"
-    most_steps: ClassVar[int] = 1024  # of some hundred bytes each
+    most_steps: ClassVar[int] = 1024  # of about a kilobyte each
 
     geometry: ConvGeometry
     dtype: np.dtype[Any]
