@@ -389,6 +389,20 @@ def test_shifted_planes_are_copied_alone_where_they_are_few(x_shape, w_shape, st
 
 
 @needs_blas
+def test_help_is_asked_for_when_the_first_product_begins(monkeypatch):
+    events, loaded, ask = [], forward.loaded, workers.pool.ask
+    monkeypatch.setattr(forward, "loaded", lambda *given: events.append("loads") or loaded(*given))
+    monkeypatch.setattr(workers.pool, "ask", lambda *given: events.append("asks") or ask(*given))
+    rng = np.random.default_rng(4)
+    x, w = (whole(rng, shape) for shape in ((1, 64, 56, 50), (64, 64, 3, 3)))
+    with ic.set_workers(2):
+        y = ic.conv(x, w, padding=1, algorithm="implicit")
+    assert events[:2] == ["loads", "asks"]
+    assert events.count("asks") == 1
+    np.testing.assert_array_equal(y, ic.conv(x, w, padding=1, algorithm="im2col"))
+
+
+@needs_blas
 def test_a_helper_loads_cells_while_the_caller_arranges_weights(monkeypatch):
     begun, first = threading.Event(), {}
     caller, part, loaded = threading.get_ident(), Blockwise.part, forward.loaded
