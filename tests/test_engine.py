@@ -509,6 +509,19 @@ def test_other_columns_are_multiplied_at_once(x_shape, w_shape, groups):
     assert not pays_by_image(geometry, w_shape[1])
 
 
+@pytest.mark.parametrize("channels", [19, 20, 21])
+def test_a_few_windows_that_lie_as_rows_meet_their_weights(channels):
+    x, w = (
+        integers_like(seed, shape, np.float32)
+        for seed, shape in enumerate(((1, channels, 3, 6), (4, channels, 2, 3)))
+    )
+    rows = columns_for(ic.ConvGeometry.from_shapes(x.shape, w.shape), "channels_last").rows
+    assert rows == (channels >= 20)
+    assert channels * 6 * 8 < gathering.FEW_NUMBERS
+    y = ic.conv(np.moveaxis(x, 1, -1), w, layout="channels_last", algorithm="im2col")
+    np.testing.assert_array_equal(y, np.moveaxis(reference.conv(x, w), 1, -1))
+
+
 def test_a_bias_of_shallow_columns_reaches_its_filter_alone():
     x, w, b = np.zeros((3, 2, 9, 13)), np.ones((4, 2, 2, 3)), np.array([np.inf, 5, np.nan, -2])
     y = ic.conv(x, w, b, algorithm="im2col")
