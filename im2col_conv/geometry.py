@@ -239,6 +239,12 @@ class ConvGeometry:
         return self.C == self.F == self.groups > 1
 
     @cached_property
+    def pointwise(self) -> bool:
+        """Whether every output sees the one cell at its own place."""
+        unpadded = not any(map(any, self.padding))
+        return self.taps == 1 and unpadded and set(self.stride) == {1}
+
+    @cached_property
     def taps(self) -> int:
         """The number of taps of one channel's kernel."""
         return math.prod(self.kernel)

@@ -14,7 +14,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.adjoint import adjoint_of
-from im2col_conv.engine.im2col import dots
+from im2col_conv.engine.im2col import dots, lookup
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
 from im2col_conv.engine.im2col import weight_grad as im2col_weight_grad
@@ -29,7 +29,6 @@ from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.outer import ChannelsOuter
 from im2col_conv.engine.implicit.plan import ImplicitPlan
-from im2col_conv.engine.implicit.pointwise import is_pointwise
 from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SET_BYTES
@@ -149,7 +148,7 @@ def _implicit_pays(
         return False
     if is_depthwise(geometry):
         return _bands_pay(each, geometry, layout, packs=blas.packs)
-    if is_pointwise(geometry):
+    if geometry.pointwise:
         return _plain_products_pay(each, geometry, last=last)
     if geometry.groups > 1:
         return _groups_pay(each, geometry, layout)
@@ -170,7 +169,7 @@ def _packed_products_pay(each: Pass, geometry: ConvGeometry, layout: str) -> boo
     Columns are copied once more for them, which tells where filters are few.
     """
     filters = geometry.F // geometry.groups
-    if is_pointwise(geometry):
+    if geometry.pointwise:
         written = each == "forward" and layout == "channels_first"  # where it lies, with its bias
         return geometry.groups == 1 and (written or each == "input_grad")
     if each == "input_grad":
@@ -356,7 +355,9 @@ def forward_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
-    return im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
+    return lookup.plan_lookup(geometry, layout, result, workspace) or (
+        im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
+    )
 
 
 @_kept
@@ -376,8 +377,13 @@ def weight_grad_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
-    return dots.plan_dots(geometry, layout, result, workspace) or (
-        im2col_weight_grad.plan_weight_grad(geometry, layout, x_type, dout_type, result, workspace)
+    tiles = im2col_weight_grad.plan_weight_grad(
+        geometry, layout, x_type, dout_type, result, workspace
+    )
+    return (
+        lookup.plan_lookup(geometry, layout, result, workspace, otherwise=tiles)
+        or dots.plan_dots(geometry, layout, result, workspace)
+        or tiles
     )
 
 
@@ -402,10 +408,11 @@ def input_grad_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
-    phased = plan_phases(geometry, layout, dout_type, result, workspace)
-    if phased is not None:
-        return phased
-    return im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
+    return (
+        lookup.plan_lookup(geometry, layout, result, workspace, adjoint=True)
+        or plan_phases(geometry, layout, dout_type, result, workspace)
+        or im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
+    )
 
 
 def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:
@@ -423,6 +430,8 @@ def forward_job(plan: Plan, x: Array, w: Weights, b: Array | None, y: Array) -> 
     """Return the job that fills ``y`` as the plan says."""
 
     def begin(shared: Scratch) -> Work:
+        if isinstance(plan, lookup.LookupPlan):
+            return lookup.forward(plan, x, w.array, b, y)
         if isinstance(plan, im2col_forward.ForwardPlan):
             return im2col_forward.forward(plan, x, w.array, b, y)
         if isinstance(plan, winograd_plan.WinogradPlan):
@@ -437,6 +446,8 @@ def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Arr
     """Return the job that fills ``dw`` and ``db`` as the plan says; what is None is left out."""
 
     def begin(shared: Scratch) -> Work:
+        if isinstance(plan, lookup.LookupPlan):
+            return lookup.weight_grad(plan, dout, x, dw, db)
         if isinstance(plan, im2col_weight_grad.WeightGradPlan):
             return im2col_weight_grad.weight_grad(plan, dout, x, dw, db)
         if isinstance(plan, dots.DotsPlan):
@@ -451,6 +462,8 @@ def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Arr
     """Return the job that fills ``dx`` as the plan says."""
 
     def begin(shared: Scratch) -> Work:
+        if isinstance(plan, lookup.LookupPlan):
+            return lookup.input_grad(plan, dout, w.array, b, dx)
         if isinstance(plan, im2col_input_grad.InputGradPlan):
             return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
         if isinstance(plan, PhasedPlan):

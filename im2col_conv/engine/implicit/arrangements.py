@@ -11,7 +11,7 @@ from im2col_conv.engine.implicit.bands import bands_for, is_depthwise
 from im2col_conv.engine.implicit.inner import ChannelsInner
 from im2col_conv.engine.implicit.lines import BLOCK
 from im2col_conv.engine.implicit.outer import ChannelsOuter
-from im2col_conv.engine.implicit.pointwise import Pointwise, is_pointwise
+from im2col_conv.engine.implicit.pointwise import Pointwise
 from im2col_conv.engine.implicit.shifted import Shifted
 from im2col_conv.engine.implicit.spread import Spread
 from im2col_conv.engine.implicit.tile import SPARE, Arrangement
@@ -61,7 +61,7 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: b
 
 
 def _of_short_products(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
-    if is_pointwise(geometry):
+    if geometry.pointwise:
         return Pointwise(by_rows=layout == "channels_last")
     stride = geometry.stride[-1]
     channels = geometry.C // geometry.groups

@@ -43,10 +43,9 @@ from im2col_conv.engine.implicit.weights import Arranged, Blockwise, Whole
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.products import Bias, Operand, Products
 from im2col_conv.engine.workers import Scratch
-from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Room
 
-__all__ = ["Pointwise", "is_pointwise"]
+__all__ = ["Pointwise"]
 
 BLOCK = 64  # channels of a result in one product
 ROWS, DEPTH = 96, 128  # positions that are rows of a product, and the most that it sums over
@@ -55,12 +54,6 @@ PACKED_BLOCK, PACKED_LENGTH = 256, 1024  # channels and positions of products of
 FEW_FILTERS = 16  # of rows that are filters, to which the bias is sooner added than multiplied
 FEW_WEIGHTS = 2**15  # numbers of weights that one copy by NumPy turns before work is shared
 MANY_WEIGHTS = 2**18  # that pay for a copy in which those of a product follow one another
-
-
-def is_pointwise(geometry: ConvGeometry) -> bool:
-    """Say whether every output sees the one cell at its own place."""
-    unpadded = not any(map(any, geometry.padding))
-    return geometry.taps == 1 and unpadded and set(geometry.stride) == {1}
 
 
 @dataclass(frozen=True)
