@@ -1,6 +1,11 @@
+import inspect
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from im2col_conv.engine import choice
+from im2col_conv.engine.im2col import lookup
 
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=slow)
@@ -9,3 +14,18 @@ settings.register_profile("explore", settings.get_profile("default"), max_exampl
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
 )
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Have small layers multiplied in tiles, as larger ones are, and not looked up."""
+    kept = [
+        inspect.getclosurevars(plan).nonlocals["kept"]
+        for plan in (choice.forward_plan, choice.weight_grad_plan, choice.input_grad_plan)
+    ]
+    monkeypatch.setattr(lookup, "MOST_NUMBERS", 0)
+    for plans in kept:
+        plans.cache_clear()
+    yield
+    for plans in kept:
+        plans.cache_clear()

@@ -40,7 +40,7 @@ from im2col_conv.engine.im2col.columns import (
 )
 from im2col_conv.engine.jobs import Work
 from im2col_conv.engine.plan import Plan, is_shared
-from im2col_conv.engine.tiling import Tiling
+from im2col_conv.engine.tiling import Tiling, is_small
 from im2col_conv.engine.workers import Scratch, Task, lend_scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import gather, last, tap_slices, whole
@@ -94,7 +94,8 @@ def plan_lookup(
     nbytes = (numbers + others) * arithmetic.dtype.itemsize
     nbytes += G * L * arithmetic.extra_bytes(F // G + K)
     padded = arithmetic.dtype.kind in "fc" and any(map(any, geometry.padding))
-    if not 0 < numbers <= MOST_NUMBERS or nbytes > workspace:
+    few = 0 < numbers <= MOST_NUMBERS and is_small(2 * F * K * L)
+    if not few or nbytes > workspace:
         return None
     extent = (N, G, *places)
     return LookupPlan(
