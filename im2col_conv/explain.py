@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -13,6 +14,7 @@ from im2col_conv.arguments import Padding, PerAxis
 from im2col_conv.arrays import check_type, result_type
 from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col.input_grad import GatherPlan
+from im2col_conv.engine.im2col.lookup import LookupPlan
 from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
 from im2col_conv.engine.settings import get_workers, get_workspace
 from im2col_conv.geometry import ConvGeometry
@@ -188,9 +190,11 @@ def _passes(geometry: ConvGeometry, given: np.dtype[Any]) -> tuple[Pass, ...]:
 
 def _dx_product(geometry: ConvGeometry, plan: Plan) -> str:
     M, N, K = geometry.gemm
-    if isinstance(plan, GatherPlan):
-        M, N, K = plan.forward.columns.geometry.gemm
-        return f"dx ({M}, {N}) = W flipped ({M}, {K}) @ cols of dout ({K}, {N})"
+    if isinstance(plan, GatherPlan | LookupPlan):
+        C, cells = geometry.C // geometry.groups, geometry.N * math.prod(geometry.size)
+        turned = "turned" if isinstance(plan, LookupPlan) else "flipped"
+        depth = M * geometry.taps
+        return f"dx ({C}, {cells}) = W {turned} ({C}, {depth}) @ cols of dout ({depth}, {cells})"
     return f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))"
 
 

@@ -16,16 +16,24 @@ settings.load_profile(
 )
 
 
-@pytest.fixture
-def tiles(monkeypatch):
+@pytest.fixture(scope="module")
+def in_tiles():
     """Have small layers multiplied in tiles, as larger ones are, and not looked up."""
     kept = [
         inspect.getclosurevars(plan).nonlocals["kept"]
         for plan in (choice.forward_plan, choice.weight_grad_plan, choice.input_grad_plan)
     ]
-    monkeypatch.setattr(lookup, "MOST_NUMBERS", 0)
     for plans in kept:
         plans.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "MOST_NUMBERS", 0)
+        yield
     for plans in kept:
         plans.cache_clear()
+
+
+@pytest.fixture(scope="module", params=["looked up", "in tiles"])
+def both_ways(request):
+    """Run the tests of a module twice: with small layers looked up, and in tiles."""
+    if request.param == "in tiles":
+        request.getfixturevalue("in_tiles")

@@ -17,6 +17,8 @@ from im2col_conv.engine.plan import workers_for
 
 from .choices import library_with, pays_in
 
+pytestmark = pytest.mark.usefixtures("in_tiles")
+
 MIB = 2**20
 
 LAYERS = {

@@ -22,6 +22,8 @@ from im2col_conv.engine.im2col.stored import axis_of
 from im2col_conv.engine.plan import workers_for
 from im2col_conv.engine.workers import Scratch
 
+pytestmark = pytest.mark.usefixtures("in_tiles")
+
 MIB = 2**20
 SINGLE = np.dtype(np.float32)
 

@@ -40,6 +40,8 @@ from im2col_conv.engine.tiling import Tiling, cut, cut_evenly
 from .peak import peak_beyond
 from .strategies import cases, integers_like
 
+pytestmark = pytest.mark.usefixtures("in_tiles")
+
 PACKS = private_blas() is not None and private_blas().packs
 plan_tap_by_tap = partial(forward.plan_forward, packs=PACKS)
 plan_dx_tap_by_tap = partial(input_grad.plan_input_grad, packs=PACKS)

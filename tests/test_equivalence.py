@@ -4,6 +4,7 @@ The numbers are small integers held in floats, so every sum is exact in whatever
 """
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ import im2col_conv as ic
 from im2col_conv import reference
 
 from .strategies import Case, cases, integers_like
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 HOUSE = Case(
     (2, 6, 11, 13),

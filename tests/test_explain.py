@@ -20,9 +20,9 @@ def test_explain_tells_the_matrices_and_the_work():
     forward, weight, image = e.passes
     assert forward.product == "y (2, 48) = W (2, 45) @ cols (45, 48)"
     assert weight.product == "dw (2, 45) = dout (2, 48) @ cols.T (48, 45)"
-    assert image.product == "dx = col2im(W.T (45, 2) @ dout (2, 48))"
+    assert image.product == "dx (3, 286) = W turned (3, 30) @ cols of dout (30, 286)"
+    assert [each.tile for each in e.passes] == [(2, 2, 6, 4), (2, 2, 6, 4), (2, 2, 11, 13)]
     for each in e.passes:
-        assert each.tile == (2, 2, 6, 4)
         assert (each.tiles, each.workers) == (1, 1)
     text = str(e)
     assert "(2, 6, 11, 13) * (4, 3, 3, 5) -> (2, 4, 6, 4)" in text
@@ -100,7 +100,11 @@ def test_the_reference_imports_nothing_of_the_package():
 
 
 def test_dx_is_said_to_be_gathered_where_it_is():
-    gathered = ic.explain((2, 3, 9, 8), (4, 3, 3, 2), dtype=int).passes[2]
-    assert gathered.product == "dx (3, 144) = W flipped (3, 24) @ cols of dout (24, 144)"
-    scattered = ic.explain((2, 3, 9, 8), (4, 3, 3, 2), stride=2, dtype=int).passes[2]
-    assert scattered.product == "dx = col2im(W.T (18, 4) @ dout (4, 32))"
+    def product(size, **keywords):
+        return ic.explain((2, 3, *size), (4, 3, 3, 2), dtype=int, **keywords).passes[2].product
+
+    looked_up = product((9, 8), stride=2)
+    assert looked_up == "dx (3, 144) = W turned (3, 24) @ cols of dout (24, 144)"
+    gathered = product((90, 80))
+    assert gathered == "dx (3, 14400) = W flipped (3, 24) @ cols of dout (24, 14400)"
+    assert product((90, 80), stride=2) == "dx = col2im(W.T (18, 4) @ dout (4, 3520))"

@@ -10,6 +10,8 @@ from im2col_conv.engine.openblas import private_blas
 
 from .strategies import cases, integers_like
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
 
 needs_blas = pytest.mark.skipif(private_blas() is None, reason="needs the extra fast")
