@@ -22,7 +22,6 @@ __all__ = ["Band", "band_of", "column_bytes", "gather_tile", "phases_of", "view_
 BAND_SHARE = 2
 MOST_LIES = 4  # of the cells of a band, kept from call to call
 # Measured: docs/ideas.md.
-FEW_NUMBERS = 1024  # of columns that NumPy copies sooner than a buffer is found
 LEAST_LINE = 12  # outputs of a line that pay for cells by phases
 
 
@@ -56,9 +55,6 @@ def gather_tile(
     windows: list[tuple[Slices, Array]] = []
     if band.dense or _lies(x, dtype, band):
         windows = _windows(_cells(columns, scratch, x, dtype, band), band)
-        first = windows[0][1]
-        if len(windows) == 1 and 0 < first.size < FEW_NUMBERS and not columns.rows and not ones:
-            return first.reshape(len(first), x.shape[1] * columns.geometry.taps, -1)
     positions = (x.shape[2], *band.lengths)
     cols, matrix = columns.empty(scratch, dtype, x.shape[0], x.shape[1], positions, ones=ones)
     for taps, part in windows:
