@@ -10,11 +10,16 @@ from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from im2col_conv.engine.openblas import is_private
 
-__all__ = ["hold", "let_go"]
+__all__ = ["LEAST_SHARED", "hold", "let_go", "may_share"]
+
+# Of OpenBLAS: operations from which it shares a product of complex numbers with a vector, and
+# multiplications up to which it shares none of two real matrices.
+LEAST_SHARED, MOST_UNSHARED = 2**12, 2**18
 
 
 class _Library(NamedTuple):
@@ -27,6 +32,13 @@ class _Library(NamedTuple):
 _lock = threading.Lock()
 _calls = 0
 _found: list[tuple[_Library, int]] = []
+
+
+def may_share(M: int, K: int, N: int, dtype: np.dtype[Any]) -> bool:
+    """Say whether the process's BLAS might share a product (M, K) @ (K, N) among its threads."""
+    if min(M, N) > 1 and dtype.kind != "c" and _is_openblas():
+        return M * K * N > MOST_UNSHARED
+    return 2 * M * K * N >= LEAST_SHARED
 
 
 def hold() -> None:
@@ -66,8 +78,18 @@ def _libraries() -> list[_Library]:
     The private one is not among them. It takes one thread whatever was found, and if a call put
     that back, products of another that add to the same numbers would race.
     """
+    return [_library(each) for each in _controllers()]
+
+
+@cache
+def _is_openblas() -> bool:
+    found = [each.internal_api for each in _controllers()]
+    return set(found) == {"openblas"}
+
+
+def _controllers() -> list[Any]:
     controllers = ThreadpoolController().select(user_api="blas").lib_controllers
-    return [_library(each) for each in controllers if not is_private(each.filepath)]
+    return [each for each in controllers if not is_private(each.filepath)]
 
 
 def _library(controller: Any) -> _Library:

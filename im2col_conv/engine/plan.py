@@ -6,19 +6,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from im2col_conv.arrays import Array
+from im2col_conv.engine.blas import LEAST_SHARED
 from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
-__all__ = ["Plan", "is_shared", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
+__all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-
-# Operations from which OpenBLAS shares a product of complex numbers with a vector; multiplications
-# up to which it shares none of two real matrices.
-LEAST_THREADED, MOST_UNSHARED = 2**12, 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ class Plan:
     @property
     def holds_blas(self) -> bool:
         """Whether NumPy's BLAS makes products of the pass that it might share among threads."""
-        return self.work >= LEAST_THREADED
+        return self.work >= LEAST_SHARED
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -73,19 +68,6 @@ class Plan:
             if len(self.steps) < self.most_steps:
                 self.steps[key] = step
         return step
-
-
-def is_shared(M: int, K: int, N: int, dtype: np.dtype[Any]) -> bool:
-    """Say whether OpenBLAS might share a product (M, K) @ (K, N) among its threads.
-
-    Examples
-    --------
-    >>> is_shared(32, 81, 100, np.dtype("f4")), is_shared(1, 81, 100, np.dtype("f4"))
-    (False, True)
-    """
-    if min(M, N) > 1 and dtype.kind != "c":
-        return M * K * N > MOST_UNSHARED
-    return 2 * M * K * N >= LEAST_THREADED
 
 
 def workers_for(plan: Plan, workers: int, workspace: int) -> int:

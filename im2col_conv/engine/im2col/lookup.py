@@ -31,6 +31,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, by_group
 from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for, is_finite, sums_of
+from im2col_conv.engine.blas import may_share
 from im2col_conv.engine.im2col import weight_grad as tiles
 from im2col_conv.engine.im2col.columns import (
     LEAST_IMAGE,
@@ -39,7 +40,7 @@ from im2col_conv.engine.im2col.columns import (
     tile_matrices,
 )
 from im2col_conv.engine.jobs import Work
-from im2col_conv.engine.plan import Plan, is_shared
+from im2col_conv.engine.plan import Plan
 from im2col_conv.engine.tiling import Tiling, is_small
 from im2col_conv.engine.workers import Scratch, Task, lend_scratch
 from im2col_conv.geometry import ConvGeometry
@@ -49,7 +50,8 @@ __all__ = ["LookupPlan", "forward", "input_grad", "plan_lookup", "weight_grad"]
 
 # Measured: docs/ideas.md.
 MOST_NUMBERS = 2**15  # of columns and cells, that are sooner looked up than copied line by line
-KEPT = 64  # tables, of eight bytes for each number
+KEPT = 64  # tables
+PLACE = np.dtype(np.intp)  # in which np.take reads a table as it is
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def plan_lookup(
     weights = (2 + by_image * N) * math.prod(geometry.w_shape)
     others = N * (math.prod(x) + math.prod(y)) + weights
     nbytes = (numbers + others) * arithmetic.dtype.itemsize
-    nbytes += G * L * arithmetic.extra_bytes(F // G + K)
+    nbytes += G * L * arithmetic.extra_bytes(F // G + K) + G * K * L * PLACE.itemsize
     padded = arithmetic.dtype.kind in "fc" and any(map(any, geometry.padding))
     few = 0 < numbers <= MOST_NUMBERS and is_small(2 * F * K * L)
     if not few or nbytes > workspace:
@@ -108,7 +110,7 @@ def plan_lookup(
         arithmetic=arithmetic,
         adjoint=adjoint,
         by_image=by_image,
-        shared=is_shared(F // G, K, L, arithmetic.dtype),
+        shared=may_share(F // G, K, L, arithmetic.dtype),
         otherwise=otherwise if padded else None,
     )
 
@@ -218,7 +220,7 @@ def _table(geometry: ConvGeometry, adjoint: bool) -> Array:
     numbers = by_group(places, geometry.groups)
     G, C, N, *_ = numbers.shape
     made = geometry.size if adjoint else geometry.out
-    table = np.zeros((G, C, *geometry.kernel, N, *made), np.intp)
+    table = np.zeros((G, C, *geometry.kernel, N, *made), PLACE)
     outs, cells = whole(geometry.out), whole(geometry.size)
     if adjoint:
         for tap, outputs, met in tap_slices(geometry, outs, cells):
