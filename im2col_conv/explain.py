@@ -192,9 +192,8 @@ def _dx_product(geometry: ConvGeometry, plan: Plan) -> str:
     M, N, K = geometry.gemm
     if isinstance(plan, GatherPlan | LookupPlan):
         C, cells = geometry.C // geometry.groups, geometry.N * math.prod(geometry.size)
-        turned = "turned" if isinstance(plan, LookupPlan) else "flipped"
         depth = M * geometry.taps
-        return f"dx ({C}, {cells}) = W {turned} ({C}, {depth}) @ cols of dout ({depth}, {cells})"
+        return f"dx ({C}, {cells}) = W flipped ({C}, {depth}) @ cols of dout ({depth}, {cells})"
     return f"dx = col2im(W.T ({K}, {M}) @ dout ({M}, {N}))"
 
 

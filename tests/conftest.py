@@ -33,7 +33,7 @@ def in_tiles():
 
 
 @pytest.fixture(scope="module", params=["looked up", "in tiles"])
-def both_ways(request):
+def each_way(request):
     """Run the tests of a module twice: with small layers looked up, and in tiles."""
     if request.param == "in tiles":
         request.getfixturevalue("in_tiles")

@@ -6,7 +6,7 @@ import pytest
 import im2col_conv as ic
 from im2col_conv import reference
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 LAYOUTS = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32, np.complex128])

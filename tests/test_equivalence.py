@@ -13,7 +13,7 @@ from im2col_conv import reference
 
 from .strategies import Case, cases, integers_like
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 HOUSE = Case(
     (2, 6, 11, 13),

@@ -18,7 +18,7 @@ import pytest
 import im2col_conv as ic
 from im2col_conv.engine.openblas import private_blas, why_not
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 SIZES, KERNELS, STRIDES, DILATIONS, PADS, GROUPS = (
     range(1, 8), range(1, 4), range(1, 4), range(1, 3), range(3), range(1, 3)

@@ -20,7 +20,7 @@ def test_explain_tells_the_matrices_and_the_work():
     forward, weight, image = e.passes
     assert forward.product == "y (2, 48) = W (2, 45) @ cols (45, 48)"
     assert weight.product == "dw (2, 45) = dout (2, 48) @ cols.T (48, 45)"
-    assert image.product == "dx (3, 286) = W turned (3, 30) @ cols of dout (30, 286)"
+    assert image.product == "dx (3, 286) = W flipped (3, 30) @ cols of dout (30, 286)"
     assert [each.tile for each in e.passes] == [(2, 2, 6, 4), (2, 2, 6, 4), (2, 2, 11, 13)]
     for each in e.passes:
         assert (each.tiles, each.workers) == (1, 1)
@@ -104,7 +104,7 @@ def test_dx_is_said_to_be_gathered_where_it_is():
         return ic.explain((2, 3, *size), (4, 3, 3, 2), dtype=int, **keywords).passes[2].product
 
     looked_up = product((9, 8), stride=2)
-    assert looked_up == "dx (3, 144) = W turned (3, 24) @ cols of dout (24, 144)"
+    assert looked_up == "dx (3, 144) = W flipped (3, 24) @ cols of dout (24, 144)"
     gathered = product((90, 80))
     assert gathered == "dx (3, 14400) = W flipped (3, 24) @ cols of dout (24, 14400)"
     assert product((90, 80), stride=2) == "dx = col2im(W.T (18, 4) @ dout (4, 3520))"

@@ -1,23 +1,24 @@
 """Small layers, whose columns are looked up in one step."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import im2col_conv as ic
 from im2col_conv import reference
-from im2col_conv.arrays import channels_first, computing_type
 from im2col_conv.engine import blas, workers
 from im2col_conv.engine.blas import MOST_UNSHARED, may_share
 from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
 from im2col_conv.engine.im2col import lookup
 from im2col_conv.engine.im2col.lookup import MOST_NUMBERS, LookupPlan
 
+from .peak import peak_beyond
 from .strategies import integers_like
 
 MIB = 2**20
+PYTHON = 40_000  # bytes of tuples, and of arrays without their cells
 SINGLE = np.dtype(np.float32)
 
 LAYERS = {  # x, w, keywords
@@ -40,6 +41,16 @@ LAYERS = {  # x, w, keywords
 layers = pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords"), LAYERS.values(), ids=LAYERS.keys()
 )
+LARGE = [  # that take much of one kind of memory
+    ((4, 4, 15, 15), (4, 4, 3, 3), {"padding": ((0, 0), (1, 0))}),  # columns
+    ((3, 6, 9, 9), (2, 6, 3, 3), {"padding": 1}),
+    ((4, 8, 9, 9), (16, 8, 3, 3), {"padding": 1}),  # a dw of each image
+    ((3, 1, 40), (125, 1, 1), {"padding": ((1, 0),)}),  # y of one term
+    ((1, 12, 3), (900, 12, 3), {}),  # weights
+    ((1, 10, 3), (253, 10, 3), {"stride": 2, "padding": ((1, 0),)}),
+    ((1, 3, 24, 24), (64, 3, 3, 3), {"padding": 1}),  # dw that is made again
+    ((1, 20, 24, 20), (3, 20, 3, 2), {"stride": 2}),
+]
 LAYOUTS = ["channels_first", "channels_last"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 TYPES = [np.float32, np.float64, np.float16, np.complex64, np.int8, np.int64, np.bool_]
@@ -149,53 +160,105 @@ def test_a_small_workspace_is_kept():
     assert not isinstance(plans_of(geometry, workspace=needed - 1)[0], LookupPlan)
 
 
-@layers
-@layouts
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
-def test_buffers_are_no_larger_than_the_plan_says(
-    x_shape, w_shape, keywords, layout, dtype, monkeypatch
-):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    x, dout = (
-        channels_first(laid(integers_like(n, shape, dtype), layout), layout)
-        for n, shape in enumerate((x_shape, geometry.y_shape))
-    )
-    w, dw = integers_like(2, w_shape, dtype), np.empty(w_shape, dtype)
-    if dtype == np.int8:
-        dw = np.empty(w_shape, np.int64)
-    y, dx = (np.empty(shape, dw.dtype) for shape in (geometry.y_shape, x_shape))
-    forward, weight_grad, input_grad = plans_of(geometry, layout, dtype)
-    works = [
-        (forward, lookup.forward(forward, x, w, None, y)),
-        (weight_grad, lookup.weight_grad(weight_grad, dout, x, dw, None)),
-        (input_grad, lookup.input_grad(input_grad, dout, w, None, dx)),
-    ]
-    for plan, work in works:
-        scratch = workers.Scratch()
-        work.task(0, scratch)
-        weights = math.prod(w_shape) * computing_type(dw.dtype).itemsize  # copied to lie in order
-        table = 0 if geometry.pointwise else lookup._table(geometry, plan.adjoint).nbytes
-        assert scratch.nbytes + weights + table <= plan.worker_bytes
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.int64, np.complex128])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_a_call_takes_no_more_than_the_plan_says(layout, dtype, contiguous):
+    for x_shape, w_shape, keywords in (*LAYERS.values(), *LARGE):
+        geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+        dout, x, w = (
+            laid(integers_like(n, shape, dtype), layout)
+            for n, shape in enumerate((geometry.y_shape, x_shape, w_shape))
+        )
+        w = integers_like(2, w_shape, dtype)
+        if not contiguous:
+            dout, x, w = (np.asfortranarray(each) for each in (dout, x, w))
+        if np.dtype(dtype).kind in "fc":
+            dout.flat[-1] = np.inf
+        options = {**keywords, "layout": layout, "algorithm": "im2col"}
+        shape = laid(np.empty(x_shape), layout).shape
+        calls = (
+            lambda x=x, w=w, o=options: ic.conv(x, w, **o),
+            lambda d=dout, x=x, w=w, o=options: ic.conv_weight_grad(d, x, w.shape, **o),
+            lambda d=dout, w=w, s=shape, o=options: ic.conv_input_grad(d, w, s, **o),
+        )
+        for plan, call in zip(plans_of(geometry, layout, dtype), calls, strict=True):
+            if isinstance(plan, LookupPlan):
+                with ic.set_workspace(plan.worker_bytes), ic.set_workers(1):
+                    _, taken = peak_beyond(call)
+                assert taken <= plan.worker_bytes + PYTHON, (plan, taken)
 
 
 @layouts
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_infinity_that_meets_padding_leaves_dw_alone(layout, value):
-    x, w = integers_like(1, (2, 2, 5, 6)), np.ones((3, 2, 3, 2))
-    dout = integers_like(2, (2, 3, 5, 7))
-    dout[1, 2, 0, 3] = value  # an output whose first row of taps is padding
-    keywords = {"padding": 1}
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.complex128])
+def test_infinity_that_meets_padding_leaves_dw_alone(layout, value, dtype):
+    x, w = integers_like(1, (2, 2, 5, 6), dtype), np.ones((3, 2, 3, 2), dtype)
+    dout = integers_like(2, (2, 3, 4, 6), dtype)
+    dout[1, 2, 3, 1] = value  # an output whose last row of taps is padding, as is none before it
+    keywords = {"padding": ((0, 1), (0, 1))}
     options = {**keywords, "layout": layout, "algorithm": "im2col"}
     dw = ic.conv_weight_grad(laid(dout, layout), laid(x, layout), w.shape, **options)
     finite = np.where(np.isfinite(dout), dout, 0)
     wanted = reference.conv_weight_grad(finite, x, w.shape, **keywords)
-    cells = x[1, :, :2, 2:4]  # that taps of rows 1 and 2 meet
-    with np.errstate(invalid="ignore"):
-        wanted[2, :, 1:] += value * cells
-    np.testing.assert_array_equal(dw, wanted)
+    np.testing.assert_array_equal(dw[2, :, 2], wanted[2, :, 2])
+    np.testing.assert_array_equal(dw[:2], wanted[:2])
+    assert not np.isfinite(dw[2, :, :2]).any()
 
 
-def test_a_table_serves_all_calls_and_is_changed_by_none():
+def test_all_partial_sums_of_a_dw_that_meets_infinity_are_added():
+    x, w = integers_like(1, (1, 2, 30, 28)), np.ones((4, 2, 3, 3))
+    dout = integers_like(2, (1, 4, 30, 28))
+    dout[0, 3, 0, 0] = np.nan
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, padding=1)
+    least = plans_of(geometry, dtype=np.float64)[1].worker_bytes
+    with ic.set_workspace(least):
+        plan = plans_of(geometry, dtype=np.float64, workspace=least)[1]
+        assert plan.otherwise.tasks > 1
+        dw = ic.conv_weight_grad(dout, x, w.shape, padding=1, algorithm="im2col")
+    wanted = reference.conv_weight_grad(np.nan_to_num(dout), x, w.shape, padding=1)
+    np.testing.assert_array_equal(dw[:3], wanted[:3])
+    np.testing.assert_array_equal(dw[3, :, 0], wanted[3, :, 0])
+    assert np.isnan(dw[3, :, 1:, 1:]).all()
+
+
+@layouts
+def test_an_infinite_weight_leaves_cells_alone_that_it_does_not_meet(layout):
+    w, dout = np.ones((2, 1, 3)), np.ones((1, 2, 4))
+    w[1, 0, 1] = np.inf
+    options = {"stride": 2, "layout": layout, "algorithm": "im2col"}
+    shape = laid(np.empty((1, 1, 9)), layout).shape
+    dx = ic.conv_input_grad(laid(dout, layout), w, shape, **options)
+    wanted = [2, np.inf, 4, np.inf, 4, np.inf, 4, np.inf, 2]
+    np.testing.assert_array_equal(dx.ravel(), wanted)
+
+
+def test_no_images_and_one_gradient_alone():
+    geometry = ic.ConvGeometry.from_shapes((0, 3, 5, 6), (4, 3, 2, 3))
+    assert not any(isinstance(plan, LookupPlan) for plan in plans_of(geometry))
+    x, w, dout = np.ones((2, 3, 5, 6)), np.ones((4, 3, 2, 3)), np.ones((2, 4, 4, 4))
+    dx, dw, db = ic.conv_grads(dout, x, w, needs=("b",), algorithm="im2col")
+    assert (dx, dw) == (None, None)
+    np.testing.assert_array_equal(db, np.full(4, 32.0))
+
+
+@pytest.mark.parametrize(("stride", "looked_up"), [(2, True), (3, False)])
+def test_dx_that_would_multiply_zeros_is_scattered(stride, looked_up):
+    kernel = (stride, stride)
+    geometry = ic.ConvGeometry.from_shapes(
+        (1, 400, 2 * stride, 2 * stride), (30, 400, *kernel), stride=stride
+    )
+    assert isinstance(plans_of(geometry)[2], LookupPlan) is looked_up
+
+
+def test_setting_the_workspace_gives_tables_back():
+    ic.conv(np.ones((1, 2, 7, 8)), np.ones((3, 2, 3, 3)), algorithm="im2col")
+    assert lookup._table.cache_info().currsize > 0
+    with ic.set_workspace(MIB):
+        assert lookup._table.cache_info().currsize == 0
+
+
+def test_a_table_says_where_numbers_stand_and_serves_all_calls():
     geometry = ic.ConvGeometry.from_shapes((1, 2, 4), (3, 2, 3), padding=((2, 0),))
     table = lookup._table(geometry, False)
     expected = [
@@ -203,7 +266,6 @@ def test_a_table_serves_all_calls_and_is_changed_by_none():
     ]
     np.testing.assert_array_equal(table, expected)
     assert lookup._table(geometry, False) is table
-    assert not table.flags.writeable
     # of dout (3 filters, 4 outputs): through tap t, cell i meets output i + 2 - t
     np.testing.assert_array_equal(
         lookup._table(geometry, True)[0, :3], [[3, 4, 0, 0], [2, 3, 4, 0], [1, 2, 3, 4]]
@@ -237,10 +299,28 @@ def test_which_products_openblas_may_share(sides, dtype, shared, monkeypatch):
     assert may_share(*sides, np.dtype(dtype)) is shared
 
 
-def test_of_other_libraries_only_the_smallest_products_are_taken_to_be_whole(monkeypatch):
-    monkeypatch.setattr(blas, "_is_openblas", lambda: False)
+@pytest.mark.parametrize(
+    ("found", "alone"),
+    [(["openblas", "openblas"], True), (["openblas", "mkl"], False), (["mkl"], False), ([], False)],
+)
+def test_of_other_libraries_only_the_smallest_products_are_taken_to_be_whole(
+    found, alone, monkeypatch
+):
+    controllers = [SimpleNamespace(internal_api=name) for name in found]
+    monkeypatch.setattr(blas, "_controllers", lambda: controllers)
+    monkeypatch.setattr(blas, "_is_openblas", blas._is_openblas.__wrapped__)
     assert not may_share(13, 13, 12, np.dtype("f4"))
-    assert may_share(13, 13, 13, np.dtype("f4"))
+    assert may_share(13, 13, 13, np.dtype("f4")) is not alone
+
+
+def test_each_group_is_a_product_of_its_own():
+    sides = (1, 12, 12, 10), (84, 3, 3, 3)
+    together, apart = (
+        ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=1, groups=groups)
+        for groups, x_shape, w_shape in ((1, sides[0], (84, 12, 3, 3)), (4, *sides))
+    )
+    assert plans_of(together)[0].holds_blas
+    assert not plans_of(apart)[0].holds_blas
 
 
 @pytest.mark.parametrize(("filters", "held"), [(20, 0), (21, 3)])

@@ -26,7 +26,7 @@ from im2col_conv.reference import (
     im2col,
 )
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 X_NOTE = np.arange(1, 26).reshape(1, 1, 5, 5)
 W_NOTE = np.array([[[[1, 0, -1], [2, 0, -2], [1, 0, -1]]]])

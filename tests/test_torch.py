@@ -10,7 +10,7 @@ from im2col_conv.engine.openblas import private_blas
 
 from .strategies import cases, integers_like
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
 

@@ -183,8 +183,11 @@ def _limb(array: Array, index: int) -> Array:
     last = _limbs(array.dtype) - 1
     if last == 0:
         return array.astype(np.float64)
-    shifted = array.astype(np.int64) >> (LIMB * index)
-    return (shifted if index == last else shifted & (2**LIMB - 1)).astype(np.float64)
+    shifted = array.astype(np.int64)
+    shifted >>= LIMB * index
+    if index < last:
+        shifted &= 2**LIMB - 1
+    return shifted.astype(np.float64)
 
 
 def add_to_rows(rows: Array, b: Array) -> None:

@@ -35,7 +35,7 @@ from im2col_conv.engine.implicit.tile import SET_BYTES
 from im2col_conv.engine.implicit.weight_grad import CHEAP_SUM
 from im2col_conv.engine.jobs import Job, Work
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
-from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.plan import Pass, Plan
 from im2col_conv.engine.winograd import forward as winograd_forward
 from im2col_conv.engine.winograd import plan as winograd_plan
 from im2col_conv.engine.workers import Scratch
@@ -59,7 +59,6 @@ ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
 P = ParamSpec("P")
 
 Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
-Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 
 MADE: dict[Pass, Made] = {"forward": "y", "weight_grad": "dout.T", "input_grad": "dx"}
 
@@ -355,7 +354,7 @@ def forward_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
-    return lookup.plan_lookup(geometry, layout, result, workspace) or (
+    return lookup.plan_lookup("forward", geometry, layout, result, workspace) or (
         im2col_forward.plan_forward(geometry, layout, x_type, result, workspace)
     )
 
@@ -381,7 +380,7 @@ def weight_grad_plan(
         geometry, layout, x_type, dout_type, result, workspace
     )
     return (
-        lookup.plan_lookup(geometry, layout, result, workspace, otherwise=tiles)
+        lookup.plan_lookup("weight_grad", geometry, layout, result, workspace, tiles)
         or dots.plan_dots(geometry, layout, result, workspace)
         or tiles
     )
@@ -408,10 +407,11 @@ def input_grad_plan(
         )
         if _fits(plan, algorithm, workspace):
             return plan
+    tiles = im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
     return (
-        lookup.plan_lookup(geometry, layout, result, workspace, adjoint=True)
+        lookup.plan_lookup("input_grad", geometry, layout, result, workspace, tiles)
         or plan_phases(geometry, layout, dout_type, result, workspace)
-        or im2col_input_grad.plan_input_grad(geometry, layout, dout_type, result, workspace)
+        or tiles
     )
 
 

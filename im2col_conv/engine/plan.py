@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.blas import LEAST_SHARED
 from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
-__all__ = ["Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
+__all__ = ["Pass", "Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
+
+Pass: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from im2col_conv.arguments import integer
+from im2col_conv.engine.im2col.lookup import drop_tables
 from im2col_conv.engine.workers import drop_scratch
 
 __all__ = ["Setting", "get_workers", "get_workspace", "set_workers", "set_workspace"]
@@ -115,7 +116,8 @@ def set_workspace(nbytes: int) -> Setting[int]:
 
     A call takes no more than this or its floor, whichever is larger. The floor is the columns of
     one output row for one worker and two copies of ``w`` in the type that is computed in. Up to
-    32 MiB of it wait for the next call; setting the workspace gives them back.
+    32 MiB of it wait for the next call, and up to 16 MiB of tables that tell how the cells of small
+    layers lie; setting the workspace gives them back.
 
     Parameters
     ----------
@@ -138,7 +140,13 @@ def set_workspace(nbytes: int) -> Setting[int]:
     ...     get_workspace()
     8388608
     """
-    return Setting(_values, "workspace", integer("nbytes", nbytes, 1), drop_scratch)
+    return Setting(_values, "workspace", integer("nbytes", nbytes, 1), _give_back)
+
+
+def _give_back() -> None:
+    """Give back what waits for the next call."""
+    drop_scratch()
+    drop_tables()
 
 
 def get_workspace() -> int:

@@ -16,8 +16,10 @@ table, which says where it stands among the numbers of dout, makes
 
 .. math:: dx[c, i] = \sum_{f, t} w[f, c, t] \; dout[f, o(i, t)]
 
-a product as well. Zero times infinity would be NaN: where dw is not finite, it is made tile by tile
-as that of larger layers.
+a product as well. It is the note's: dout with zeros between and around its outputs, and w flipped.
+
+Zero times infinity would be NaN. Where dw is not finite, or dx with a stride, whose zeros are no
+padding, it is made as that of larger layers is.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from im2col_conv.arrays import Array, by_group
-from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for, is_finite, sums_of
+from im2col_conv.engine.arithmetic import Arithmetic, arithmetic_for, sums_of
 from im2col_conv.engine.blas import may_share
-from im2col_conv.engine.im2col import weight_grad as tiles
+from im2col_conv.engine.im2col import input_grad as scattered
+from im2col_conv.engine.im2col import weight_grad as tiled
 from im2col_conv.engine.im2col.columns import (
     LEAST_IMAGE,
     as_matrices,
@@ -40,114 +43,153 @@ from im2col_conv.engine.im2col.columns import (
     tile_matrices,
 )
 from im2col_conv.engine.jobs import Work
-from im2col_conv.engine.plan import Plan
+from im2col_conv.engine.plan import Pass, Plan
 from im2col_conv.engine.tiling import Tiling, is_small
-from im2col_conv.engine.workers import Scratch, Task, lend_scratch
+from im2col_conv.engine.workers import Scratch, lend_scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import gather, last, tap_slices, whole
 
-__all__ = ["LookupPlan", "forward", "input_grad", "plan_lookup", "weight_grad"]
+__all__ = [
+    "LookupPlan",
+    "drop_tables",
+    "forward",
+    "input_grad",
+    "plan_lookup",
+    "weight_grad",
+]
 
 # Measured: docs/ideas.md.
 MOST_NUMBERS = 2**15  # of columns and cells, that are sooner looked up than copied line by line
+MOST_ZEROS, FEW_FLOPS = (
+    4,
+    2 * 10**6,
+)  # times the work, for zeros between outputs; unless it is little
 KEPT = 64  # tables
 PLACE = np.dtype(np.intp)  # in which np.take reads a table as it is
+ITERATOR = 2 * 8192  # numbers that NumPy may buffer to cast or to broadcast
 
 
 @dataclass(frozen=True)
 class LookupPlan(Plan):
-    """One tile of a geometry, ``by_image`` with a product of each image, else with one of all.
+    """One tile of a geometry, whose images may be a product each, ``by_image``, or else one.
 
-    For dx it is the ``adjoint`` lookup, of dout. ``otherwise`` is the plan of a dw that is not
-    finite, where there is padding that an infinity may have met.
+    ``may_be_shared`` is whether NumPy's BLAS might share a product among its threads. ``otherwise``
+    is the plan of a gradient in which zeros may have met infinity.
     """
 
     geometry: ConvGeometry
     arithmetic: Arithmetic
-    adjoint: bool
     by_image: bool
-    shared: bool
-    otherwise: tiles.WeightGradPlan | None
+    may_be_shared: bool
+    otherwise: Plan | None
 
     @property
     def holds_blas(self) -> bool:
         """Whether NumPy's BLAS makes a product that it might share among threads."""
-        return self.shared
+        return self.may_be_shared
 
 
 def plan_lookup(
+    each: Pass,
     geometry: ConvGeometry,
     layout: str,
     result: np.dtype[Any],
     workspace: int,
-    *,
-    adjoint: bool = False,
-    otherwise: tiles.WeightGradPlan | None = None,
+    otherwise: Plan | None = None,
 ) -> LookupPlan | None:
     """Draw the plan of a pass that looks up x, or for dx dout; None where there is much of it."""
     arithmetic, G, N = arithmetic_for(result), geometry.groups, geometry.N
-    x, y = (geometry.C, *geometry.size), (geometry.F, *geometry.out)
-    (C, *cells), (F, *places) = (y, x) if adjoint else (x, y)
-    K, L = C // G * geometry.taps, N * math.prod(places)
-    numbers = G * K * L + N * C * math.prod(cells)
-    by_image = layout == "channels_first" and math.prod(places) >= LEAST_IMAGE
-    weights = (2 + by_image * N) * math.prod(geometry.w_shape)
-    others = N * (math.prod(x) + math.prod(y)) + weights
-    nbytes = (numbers + others) * arithmetic.dtype.itemsize
-    nbytes += G * L * arithmetic.extra_bytes(F // G + K) + G * K * L * PLACE.itemsize
-    padded = arithmetic.dtype.kind in "fc" and any(map(any, geometry.padding))
-    few = 0 < numbers <= MOST_NUMBERS and is_small(2 * F * K * L)
-    if not few or nbytes > workspace:
+    read, made = (geometry.C, *geometry.size), (geometry.F, *geometry.out)
+    if each == "input_grad":
+        read, made = made, read
+    depth, columns = read[0] // G * geometry.taps, N * math.prod(made[1:])
+    table, cells = G * depth * columns, N * math.prod(read)
+    work = 2 * made[0] * depth * columns
+    worth = work <= max(MOST_ZEROS * geometry.flops, FEW_FLOPS) and is_small(work)
+    if not 0 < table + cells <= MOST_NUMBERS or not worth:
         return None
-    extent = (N, G, *places)
+    by_image = layout == "channels_first" and math.prod(made[1:]) >= LEAST_IMAGE
+    weights = math.prod(geometry.w_shape)
+    if each == "weight_grad" and by_image:
+        weights *= 1 + N  # and so much for each image
+    results = N * math.prod(made)
+    numbers = table + cells + 2 * (weights + results) + ITERATOR
+    nbytes = numbers * arithmetic.dtype.itemsize + (table + cells) * PLACE.itemsize
+    nbytes += arithmetic.extra_bytes(table + weights + results)
+    if otherwise is not None and arithmetic.dtype.kind in "fc" and _zeros_meet(each, geometry):
+        nbytes += otherwise.worker_bytes + otherwise.shared_bytes
+    else:
+        otherwise = None
+    if nbytes > workspace:
+        return None
+    sides = made[0] // G, depth, columns
+    if each == "weight_grad":
+        sides = made[0] // G, columns, depth
+    extent = (N, G, *made[1:])
     return LookupPlan(
         tiling=Tiling(extent, extent),
         tasks=1,
         worker_bytes=nbytes,
         shared_bytes=0,
-        work=geometry.flops,
+        work=work,
         geometry=geometry,
         arithmetic=arithmetic,
-        adjoint=adjoint,
         by_image=by_image,
-        shared=may_share(F // G, K, L, arithmetic.dtype),
-        otherwise=otherwise if padded else None,
+        may_be_shared=may_share(*sides, arithmetic.dtype),
+        otherwise=otherwise,
     )
+
+
+def _zeros_meet(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether zeros of a gradient's columns may meet an infinity that no cell has a part in."""
+    if each == "input_grad":
+        return max(geometry.stride) > 1  # else they are padding, as of larger layers
+    return each == "weight_grad" and any(map(any, geometry.padding))
 
 
 def forward(plan: LookupPlan, x: Array, w: Array, b: Array | None, y: Array) -> Work:
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x`` and ``w``, plus ``b``."""
     G, F = plan.geometry.groups, len(w)
-    return Work(_multiply(plan, w.reshape(G, 1, F // G, -1), x, b, y))
+    W = w.reshape(G, 1, F // G, -1)
+
+    def fill(_: int, scratch: Scratch) -> None:
+        _multiply(plan, scratch, W, _columns(plan, scratch, x), b, y)
+
+    return Work(fill)
 
 
 def input_grad(plan: LookupPlan, dout: Array, w: Array, b: Array | None, dx: Array) -> Work:
     """Return what fills ``dx`` (N, C, *size), plus ``b`` (C,) in a transposed pass."""
     G, (F, C, *_) = plan.geometry.groups, w.shape
-    weights = w.reshape(G, 1, F // G, C, -1).swapaxes(2, 3)
-    return Work(_multiply(plan, weights.reshape(G, 1, C, -1), dout, b, dx))
-
-
-def _multiply(plan: LookupPlan, W: Array, read: Array, b: Array | None, made: Array) -> Task:
-    """Return what fills ``made`` with products of ``W[g, 1, channels, K]``."""
-    G, arithmetic = plan.geometry.groups, plan.arithmetic
+    W = w.reshape(G, 1, F // G, C, -1).swapaxes(2, 3).reshape(G, 1, C, -1)
 
     def fill(_: int, scratch: Scratch) -> None:
-        cols, target = _columns(plan, scratch, read), by_group(made, G)
-        product = as_matrices(target, arithmetic.dtype, by_image=plan.by_image)
-        in_place = product is not None
-        if product is None:
-            shape = (G, 1, W.shape[2], cols.shape[-1])
-            product = scratch.array("made", shape, arithmetic.dtype)
-        weights = np.ascontiguousarray(W, arithmetic.operand_type(W.dtype))
-        # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
-        arithmetic.matmul(weights, cut_by_image(cols, product.shape[1]), product)
-        if b is not None:
-            product += b.reshape(G, 1, -1, 1)
-        if not in_place:
-            target[...] = product.reshape(target.shape)
+        product = _multiply(plan, scratch, W, _columns(plan, scratch, dout, adjoint=True), b, dx)
+        if plan.otherwise is not None and not np.isfinite(product).all():
+            assert isinstance(plan.otherwise, scattered.InputGradPlan)
+            _run(scattered.input_grad(plan.otherwise, dout, w, b, dx), plan.otherwise)
 
-    return fill
+    return Work(fill)
+
+
+def _multiply(
+    plan: LookupPlan, scratch: Scratch, W: Array, cols: Array, b: Array | None, made: Array
+) -> Array:
+    """Fill ``made`` with the products of ``W[g, 1, channels, K]``, and return them."""
+    G, arithmetic = plan.geometry.groups, plan.arithmetic
+    target = by_group(made, G)
+    product = as_matrices(target, arithmetic.dtype, by_image=plan.by_image)
+    in_place = product is not None
+    if product is None:
+        product = scratch.array("made", (G, 1, W.shape[2], cols.shape[-1]), arithmetic.dtype)
+    weights = np.ascontiguousarray(W, arithmetic.operand_type(W.dtype))
+    # y (g, m, F, L) = W (g, 1, F, K) @ cols (g, m, K, L), of all images or of one each
+    arithmetic.matmul(weights, cut_by_image(cols, product.shape[1]), product)
+    if b is not None:
+        product += b.reshape(G, 1, -1, 1)
+    if not in_place:
+        target[...] = product.reshape(target.shape)
+    return product
 
 
 def weight_grad(
@@ -161,26 +203,23 @@ def weight_grad(
             db[...] = sums_of(douts, plan.arithmetic.dtype, kept=2).reshape(-1)
         if dw is None:
             return
-        product = _product(plan, scratch, douts, x, dw)
-        if plan.otherwise is not None and not is_finite(product):
-            _run(tiles.weight_grad(plan.otherwise, dout, x, dw, None), plan.otherwise)
-        elif product.dtype != dw.dtype:
-            dw[...] = product.reshape(dw.shape)
+        product = _weight_product(plan, scratch, douts, x, dw)
+        if plan.otherwise is not None and not np.isfinite(product).all():
+            assert isinstance(plan.otherwise, tiled.WeightGradPlan)
+            _run(tiled.weight_grad(plan.otherwise, dout, x, dw, None), plan.otherwise)
 
     return Work(fill)
 
 
-def _product(plan: LookupPlan, scratch: Scratch, dout: Array, x: Array, dw: Array) -> Array:
-    """Return dout @ cols.T, (g, F, K), of ``dout[g, F, n, *o]``: a view of ``dw`` if it can be."""
-    arithmetic, cols = plan.arithmetic, _columns(plan, scratch, x)
-    if arithmetic.dtype.kind == "c":
-        cols = np.conjugate(cols)
+def _weight_product(plan: LookupPlan, scratch: Scratch, dout: Array, x: Array, dw: Array) -> Array:
+    """Fill ``dw`` with dout @ cols.T of ``dout[g, F, n, *o]``, and return it as (g, F, K)."""
+    arithmetic, cols = plan.arithmetic, _columns(plan, scratch, x, conjugated=True)
     dout_type = arithmetic.operand_type(dout.dtype)
     douts = tile_matrices(scratch, "dout", dout, dout_type, by_image=plan.by_image)
     G, m, F, _ = douts.shape
-    product = dw.reshape(G, F, -1)
-    if dw.dtype != arithmetic.dtype:
-        product = scratch.array("dw", product.shape, arithmetic.dtype)
+    target = dw.reshape(G, F, -1)
+    in_place = dw.dtype == arithmetic.dtype
+    product = target if in_place else scratch.array("dw", target.shape, arithmetic.dtype)
     each = product[:, None]
     if m > 1:
         each = scratch.array("each", (G, m, F, cols.shape[1]), arithmetic.dtype)
@@ -188,6 +227,8 @@ def _product(plan: LookupPlan, scratch: Scratch, dout: Array, x: Array, dw: Arra
     arithmetic.matmul(douts, cut_by_image(cols, m).swapaxes(2, 3), each)
     if m > 1:
         each.sum(axis=1, out=product)
+    if not in_place:
+        target[...] = product
     return product
 
 
@@ -198,36 +239,51 @@ def _run(work: Work, plan: Plan) -> None:
     work.finish(1)
 
 
-def _columns(plan: LookupPlan, scratch: Scratch, read: Array) -> Array:
-    """Return the column matrix (g, K, L) of the whole pass."""
+def _columns(
+    plan: LookupPlan,
+    scratch: Scratch,
+    read: Array,
+    *,
+    adjoint: bool = False,
+    conjugated: bool = False,
+) -> Array:
+    """Return the column matrix (g, K, L) of a whole pass, if complex and ``conjugated`` so."""
     dtype, geometry = plan.arithmetic.operand_type(read.dtype), plan.geometry
+    conjugated = conjugated and dtype.kind == "c"
     if geometry.pointwise:
-        cells = by_group(read, geometry.groups)
+        cells = by_group(read.conj() if conjugated else read, geometry.groups)
         return cells.reshape(*cells.shape[:2], -1).astype(dtype, copy=False)
-    table = _table(geometry, plan.adjoint)
+    table = _table(geometry, adjoint)
     numbers = scratch.array("numbers", (1 + read.size,), dtype)
     numbers[0] = 0
     numbers[1:].reshape(read.shape)[...] = read
+    if conjugated:
+        np.conjugate(numbers, out=numbers)
     cols = scratch.array("cols", table.shape, dtype)
     return numbers.take(table, out=cols, mode="clip")  # "raise" would fill a copy first
 
 
 @lru_cache(maxsize=KEPT)
 def _table(geometry: ConvGeometry, adjoint: bool) -> Array:
-    """Return where each number of the column matrix (g, K, L) stands, or place 0."""
+    """Return where each number of the column matrix (g, K, L) stands, or place 0.
+
+    It is writeable, since np.take would copy one that is not in each call.
+    """
     shape = geometry.y_shape if adjoint else geometry.x_shape
-    places = np.arange(1, 1 + math.prod(shape)).reshape(shape)
-    numbers = by_group(places, geometry.groups)
-    G, C, N, *_ = numbers.shape
+    places = by_group(np.arange(1, 1 + math.prod(shape)).reshape(shape), geometry.groups)
+    G, C, N, *_ = places.shape
     made = geometry.size if adjoint else geometry.out
     table = np.zeros((G, C, *geometry.kernel, N, *made), PLACE)
     outs, cells = whole(geometry.out), whole(geometry.size)
     if adjoint:
         for tap, outputs, met in tap_slices(geometry, outs, cells):
             at_tap: Any = tap
-            table[:, :, *at_tap][last(met)] = numbers[last(outputs)]
+            table[:, :, *at_tap][last(met)] = places[last(outputs)]
     else:
-        gather(geometry, numbers, table, outs, cells)
-    matrix = table.reshape(G, C * geometry.taps, N * math.prod(made))
-    matrix.flags.writeable = False  # it serves later calls
-    return matrix
+        gather(geometry, places, table, outs, cells)
+    return table.reshape(G, C * geometry.taps, N * math.prod(made))
+
+
+def drop_tables() -> None:
+    """Give back the memory of all tables."""
+    _table.cache_clear()
