@@ -116,7 +116,7 @@ def set_workspace(nbytes: int) -> Setting[int]:
 
     A call takes no more than this or its floor, whichever is larger. The floor is the columns of
     one output row for one worker and two copies of ``w`` in the type that is computed in. Up to
-    32 MiB of it wait for the next call, and up to 16 MiB of tables that tell how the cells of small
+    32 MiB of it wait for the next call, and up to 32 MiB of tables that tell how the cells of small
     layers lie; setting the workspace gives them back.
 
     Parameters

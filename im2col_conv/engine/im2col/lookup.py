@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 # Measured: docs/ideas.md.
-MOST_NUMBERS = 2**15  # of columns and cells, that are sooner looked up than copied line by line
+MOST_NUMBERS = 2**16  # of columns and cells, that are sooner looked up than copied line by line
 MOST_ZEROS, FEW_FLOPS = (
     4,
     2 * 10**6,
