@@ -287,7 +287,8 @@ def conv_input_grad(
 
     Notes
     -----
-    col2im(W.T @ dout), block by block of the input; time and memory as in :func:`conv`.
+    col2im(W.T @ dout), block by block of the input, or the same sum ordered by cells; time and
+    memory as in :func:`conv`.
 
     Examples
     --------
