@@ -15,11 +15,11 @@ from threadpoolctl import ThreadpoolController
 
 from im2col_conv.engine.openblas import is_private
 
-__all__ = ["LEAST_SHARED", "hold", "let_go", "may_share"]
+__all__ = ["LEAST_THREADED", "hold", "let_go", "may_share"]
 
-# Of OpenBLAS: operations from which it shares a product of complex numbers with a vector, and
+# Operations from which OpenBLAS shares the first products, of complex numbers with a vector; and
 # multiplications up to which it shares none of two real matrices.
-LEAST_SHARED, MOST_UNSHARED = 2**12, 2**18
+LEAST_THREADED, MOST_UNSHARED = 2**12, 2**18
 
 
 class _Library(NamedTuple):
@@ -38,7 +38,7 @@ def may_share(M: int, K: int, N: int, dtype: np.dtype[Any]) -> bool:
     """Say whether the process's BLAS might share a product (M, K) @ (K, N) among its threads."""
     if min(M, N) > 1 and dtype.kind != "c" and _is_openblas():
         return M * K * N > MOST_UNSHARED
-    return 2 * M * K * N >= LEAST_SHARED
+    return 2 * M * K * N >= LEAST_THREADED
 
 
 def hold() -> None:

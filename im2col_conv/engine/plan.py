@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.blas import LEAST_SHARED
+from im2col_conv.engine.blas import LEAST_THREADED
 from im2col_conv.engine.tiling import SMALL_FLOPS, Tiling
 
 __all__ = ["Pass", "Plan", "scratch_bytes", "total_of", "workers_for", "workers_for_all"]
@@ -55,7 +55,7 @@ class Plan:
     @property
     def holds_blas(self) -> bool:
         """Whether NumPy's BLAS makes products of the pass that it might share among threads."""
-        return self.work >= LEAST_SHARED
+        return self.work >= LEAST_THREADED
 
     @property
     def tile_shape(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,21 +49,12 @@ from im2col_conv.engine.workers import Scratch, lend_scratch
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import gather, last, tap_slices, whole
 
-__all__ = [
-    "LookupPlan",
-    "drop_tables",
-    "forward",
-    "input_grad",
-    "plan_lookup",
-    "weight_grad",
-]
+__all__ = ["LookupPlan", "drop_tables", "forward", "input_grad", "plan_lookup", "weight_grad"]
 
 # Measured: docs/ideas.md.
 MOST_NUMBERS = 2**16  # of columns and cells, that are sooner looked up than copied line by line
-MOST_ZEROS, FEW_FLOPS = (
-    4,
-    2 * 10**6,
-)  # times the work, for zeros between outputs; unless it is little
+MOST_ZEROS = 4  # times the work that dx with a stride may be, with zeros between outputs
+FEW_FLOPS = 2 * 10**6  # that are soon done, zeros or not
 KEPT = 64  # tables
 PLACE = np.dtype(np.intp)  # in which np.take reads a table as it is
 ITERATOR = 2 * 8192  # numbers that NumPy may buffer to cast or to broadcast
@@ -71,8 +62,9 @@ ITERATOR = 2 * 8192  # numbers that NumPy may buffer to cast or to broadcast
 
 @dataclass(frozen=True)
 class LookupPlan(Plan):
-    """One tile of a geometry, whose images may be a product each, ``by_image``, or else one.
+    """One tile of a geometry, with a product of each image, ``by_image``, or one of all.
 
+    Images of many outputs are a product each where y, or dout, does not lie as one matrix.
     ``may_be_shared`` is whether NumPy's BLAS might share a product among its threads. ``otherwise``
     is the plan of a gradient in which zeros may have met infinity.
     """
@@ -89,6 +81,18 @@ class LookupPlan(Plan):
         return self.may_be_shared
 
 
+class _Sides(NamedTuple):
+    """A group's product (rows, depth) @ (depth, columns), and all numbers that it is made of."""
+
+    rows: int
+    depth: int
+    columns: int
+    table: int
+    cells: int  # that are read
+    made: int
+    work: int
+
+
 def plan_lookup(
     each: Pass,
     geometry: ConvGeometry,
@@ -97,46 +101,77 @@ def plan_lookup(
     workspace: int,
     otherwise: Plan | None = None,
 ) -> LookupPlan | None:
-    """Draw the plan of a pass that looks up x, or for dx dout; None where there is much of it."""
-    arithmetic, G, N = arithmetic_for(result), geometry.groups, geometry.N
-    read, made = (geometry.C, *geometry.size), (geometry.F, *geometry.out)
-    if each == "input_grad":
-        read, made = made, read
-    depth, columns = read[0] // G * geometry.taps, N * math.prod(made[1:])
-    table, cells = G * depth * columns, N * math.prod(read)
-    work = 2 * made[0] * depth * columns
-    worth = work <= max(MOST_ZEROS * geometry.flops, FEW_FLOPS) and is_small(work)
-    if not 0 < table + cells <= MOST_NUMBERS or not worth:
+    """Draw the plan of a pass that looks up x, or for dx dout; None where there is much of it.
+
+    ``otherwise`` is the plan of larger layers, which a gradient may need.
+    """
+    arithmetic, sides = arithmetic_for(result), _sides(each, geometry)
+    if not _pays(geometry, sides):
         return None
-    by_image = layout == "channels_first" and math.prod(made[1:]) >= LEAST_IMAGE
-    weights = math.prod(geometry.w_shape)
-    if each == "weight_grad" and by_image:
-        weights *= 1 + N  # and so much for each image
-    results = N * math.prod(made)
-    numbers = table + cells + 2 * (weights + results) + ITERATOR
-    nbytes = numbers * arithmetic.dtype.itemsize + (table + cells) * PLACE.itemsize
-    nbytes += arithmetic.extra_bytes(table + weights + results)
-    if otherwise is not None and arithmetic.dtype.kind in "fc" and _zeros_meet(each, geometry):
-        nbytes += otherwise.worker_bytes + otherwise.shared_bytes
-    else:
+    places = geometry.size if each == "input_grad" else geometry.out
+    by_image = layout == "channels_first" and math.prod(places) >= LEAST_IMAGE
+    if arithmetic.dtype.kind not in "fc" or not _zeros_meet(each, geometry):
         otherwise = None
+    nbytes = _bytes(each, geometry, arithmetic, sides, by_image=by_image)
+    if otherwise is not None:
+        nbytes += otherwise.worker_bytes + otherwise.shared_bytes
     if nbytes > workspace:
         return None
-    sides = made[0] // G, depth, columns
+    M, K, N = sides.rows, sides.depth, sides.columns
     if each == "weight_grad":
-        sides = made[0] // G, columns, depth
-    extent = (N, G, *made[1:])
+        K, N = N, K
+    extent = (geometry.N, geometry.groups, *places)
     return LookupPlan(
         tiling=Tiling(extent, extent),
         tasks=1,
         worker_bytes=nbytes,
         shared_bytes=0,
-        work=work,
+        work=sides.work,
         geometry=geometry,
         arithmetic=arithmetic,
         by_image=by_image,
-        may_be_shared=may_share(*sides, arithmetic.dtype),
+        may_be_shared=may_share(M, K, N, arithmetic.dtype),
         otherwise=otherwise,
+    )
+
+
+def _sides(each: Pass, geometry: ConvGeometry) -> _Sides:
+    """Return the sides of the product that makes y or dx; dw has those of y, in another order."""
+    G, N = geometry.groups, geometry.N
+    read, made = geometry.x_shape[1:], geometry.y_shape[1:]
+    if each == "input_grad":
+        read, made = made, read
+    rows, depth, columns = made[0] // G, read[0] // G * geometry.taps, N * math.prod(made[1:])
+    return _Sides(
+        rows,
+        depth,
+        columns,
+        table=G * depth * columns,
+        cells=N * math.prod(read),
+        made=N * math.prod(made),
+        work=2 * G * rows * depth * columns,
+    )
+
+
+def _pays(geometry: ConvGeometry, sides: _Sides) -> bool:
+    """Say whether there is so little that steps in Python are what takes long."""
+    zeros = sides.work > max(MOST_ZEROS * geometry.flops, FEW_FLOPS)
+    few = 0 < sides.table + sides.cells <= MOST_NUMBERS
+    return few and is_small(sides.work) and not zeros
+
+
+def _bytes(
+    each: Pass, geometry: ConvGeometry, arithmetic: Arithmetic, sides: _Sides, *, by_image: bool
+) -> int:
+    """Return what a call takes, its table included."""
+    weights = math.prod(geometry.w_shape)
+    if each == "weight_grad" and by_image:
+        weights *= 1 + geometry.N  # and so much for each image
+    copied = sides.table + sides.cells + 2 * (weights + sides.made) + ITERATOR
+    return (
+        copied * arithmetic.dtype.itemsize
+        + (sides.table + sides.cells) * PLACE.itemsize
+        + arithmetic.extra_bytes(sides.table + sides.made + weights)
     )
 
 
