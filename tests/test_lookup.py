@@ -251,6 +251,13 @@ def test_dx_that_would_multiply_zeros_is_scattered(stride, looked_up):
     assert isinstance(plans_of(geometry)[2], LookupPlan) is looked_up
 
 
+@pytest.mark.parametrize(("channels", "looked_up"), [(800, True), (900, False)])
+def test_dx_counts_its_zeros_as_work(channels, looked_up):
+    geometry = ic.ConvGeometry.from_shapes((1, channels, 10, 10), (30, channels, 2, 2), stride=2)
+    plan = plans_of(geometry)[2]  # of 19 and 22 MFLOP, 5 of which are not zero
+    assert isinstance(plan, LookupPlan) is looked_up
+
+
 def test_setting_the_workspace_gives_tables_back():
     ic.conv(np.ones((1, 2, 7, 8)), np.ones((3, 2, 3, 3)), algorithm="im2col")
     assert lookup._table.cache_info().currsize > 0
@@ -311,6 +318,14 @@ def test_of_other_libraries_only_the_smallest_products_are_taken_to_be_whole(
     monkeypatch.setattr(blas, "_is_openblas", blas._is_openblas.__wrapped__)
     assert not may_share(13, 13, 12, np.dtype("f4"))
     assert may_share(13, 13, 13, np.dtype("f4")) is not alone
+
+
+def test_dw_of_one_weight_a_filter_is_a_product_with_a_vector():
+    geometry = ic.ConvGeometry.from_shapes((1, 1, 40), (64, 1, 1))
+    forward, weight_grad, _ = plans_of(geometry)
+    assert isinstance(forward, LookupPlan)
+    assert not forward.holds_blas
+    assert weight_grad.holds_blas
 
 
 def test_each_group_is_a_product_of_its_own():
