@@ -26,8 +26,6 @@ from im2col_conv.reference import (
     im2col,
 )
 
-pytestmark = pytest.mark.usefixtures("each_way")
-
 X_NOTE = np.arange(1, 26).reshape(1, 1, 5, 5)
 W_NOTE = np.array([[[[1, 0, -1], [2, 0, -2], [1, 0, -1]]]])
 W_PLUS = np.array([[[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]])
