@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from im2col_conv.engine import choice
+from im2col_conv.engine.rule import tap_by_tap_pays
 
 
 def library_with(kernel_name):
@@ -18,4 +18,4 @@ def library_with(kernel_name):
 
 def pays_in(each, geometry, layout, library):
     """Say whether a float32 pass goes tap by tap."""
-    return choice._implicit_pays(each, geometry, layout, np.dtype(np.float32), library)
+    return tap_by_tap_pays(each, geometry, layout, np.dtype(np.float32), library)

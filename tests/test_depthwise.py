@@ -15,8 +15,6 @@ from im2col_conv.engine.im2col.forward import plan_forward
 from im2col_conv.engine.im2col.phased import PhasedPlan
 from im2col_conv.engine.plan import workers_for
 
-from .choices import library_with, pays_in
-
 pytestmark = pytest.mark.usefixtures("in_tiles")
 
 MIB = 2**20
@@ -296,53 +294,6 @@ def test_few_channels_a_stride_apart_are_stored_by_phases(channels, stride, phas
     views = viewed_columns(geometry, "channels_last", np.dtype(np.float32), 64 * MIB)
     assert views.phases == phases
     assert views.run == (1 if phases < stride else geometry.out[-1])
-
-
-@pytest.mark.parametrize(
-    ("shape", "kernel", "stride", "viewed"),
-    [
-        ((8, 60, 61, 64), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
-        ((8, 60, 15, 64), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),  # short lines
-        ((8, 60, 61, 63), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
-        ((8, 60, 61, 16), (3, 5), 1, {"forward", "weight_grad", "input_grad"}),
-        ((8, 60, 61, 15), (3, 5), 1, {"weight_grad"}),
-        ((15, 60, 63, 15), (3, 5), 1, {"weight_grad"}),
-        ((16, 60, 63, 15), (3, 5), 1, set()),
-        ((15, 60, 64, 15), (3, 5), 1, set()),  # lines of 60
-        ((16, 60, 64, 7), (3, 5), 1, {"weight_grad"}),
-        ((16, 60, 64, 16), (1, 7), 1, {"forward", "weight_grad", "input_grad"}),  # views of it
-        ((8, 60, 61, 16), (4, 4), 1, {"weight_grad"}),
-        ((8, 60, 61, 16), (3, 5), (2, 1), {"forward", "weight_grad"}),
-        ((8, 60, 19, 15), (3, 5), (2, 1), set()),  # lines of less than 16
-        ((8, 60, 20, 15), (3, 5), (2, 1), {"weight_grad"}),
-        ((8, 60, 61, 63), (3, 5), (2, 1), {"forward", "weight_grad"}),
-        ((8, 60, 61, 64), (3, 5), (1, 2), {"forward", "weight_grad", "input_grad"}),
-        ((8, 60, 61, 64), (5, 5), (2, 1), {"forward", "weight_grad"}),
-        ((8, 60, 61, 7), (5, 5), (2, 1), {"weight_grad"}),
-        ((8, 60, 61, 63), (4, 4), (2, 1), {"weight_grad"}),
-        ((8, 60, 61, 64), (2, 13), (2, 1), set()),
-        ((8, 60, 61, 64), (1, 19), (2, 1), {"forward", "weight_grad"}),
-    ],
-)
-def test_auto_takes_views_of_few_taps_and_bands_of_many_but_dots_for_dw(
-    shape, kernel, stride, viewed
-):
-    geometry = layer_of(shape, kernel, {"stride": stride})
-    wide, packing = library_with("SkylakeX"), library_with("Haswell")
-    for each in ("forward", "weight_grad", "input_grad"):
-        assert pays_in(each, geometry, "channels_last", wide) is (each not in viewed)
-        assert pays_in(each, geometry, "channels_first", wide)
-        dotted = each == "weight_grad" and geometry.out[-1] >= SHORT_LINE
-        assert pays_in(each, geometry, "channels_last", packing) is not (dotted or each in viewed)
-
-
-@pytest.mark.parametrize(("channels", "viewed"), [(63, False), (64, True)])
-def test_auto_takes_views_of_three_axes_where_a_kernel_packs(channels, viewed):
-    geometry = layer_of((2, 9, 17, 16, channels), (3, 3, 3), {"padding": 1})
-    packing, wide = library_with("Haswell"), library_with("SkylakeX")
-    assert pays_in("forward", geometry, "channels_last", packing) is not viewed
-    for each, library in (("input_grad", packing), ("input_grad", wide), ("forward", wide)):
-        assert pays_in(each, geometry, "channels_last", library)
 
 
 @pytest.mark.parametrize(("channels", "tasks"), [(91, 1), (92, 4)])  # 19.8 and 20.01 million

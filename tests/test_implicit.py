@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import im2col_conv as ic
 from im2col_conv.engine import blas, choice, workers
 from im2col_conv.engine.arithmetic import SMALL_PRODUCT
-from im2col_conv.engine.choice import WIDE
 from im2col_conv.engine.implicit import arrangements, forward, input_grad, spread, weight_grad
 from im2col_conv.engine.implicit.bands import Bands, bands_for
 from im2col_conv.engine.implicit.inner import ChannelsInner
@@ -29,10 +28,10 @@ from im2col_conv.engine.implicit.unrolled import Unrolled
 from im2col_conv.engine.implicit.weights import Blockwise, Whole
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.products import Bias, Operand, Products
+from im2col_conv.engine.rule import WIDE
 from im2col_conv.engine.workers import Scratch, drop_scratch
 from im2col_conv.geometry import geometry_of
 
-from .choices import library_with, pays_in
 from .peak import peak_beyond
 
 PASSES = {"forward", "weight_grad", "input_grad"}
@@ -878,8 +877,7 @@ def test_whole_windows_are_added_beside_the_bias_of_a_transposed_pass(layout, mo
         (1, 90, 6, 14), shapes[1], stride=(2, 3), padding=((1, 0), (0, 2))
     )
     assert isinstance(arrangement_for(geometry, layout, "dx"), Unrolled)
-    monkeypatch.setattr(choice, "WIDE", {private_blas().kernel})
-    assert pays_in("input_grad", geometry, layout, private_blas())
+    monkeypatch.setattr(choice, "tap_by_tap_pays", lambda *given: given[-1] is not None)
     if layout == "channels_last":
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     keywords = {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2), "layout": layout}
@@ -995,8 +993,7 @@ def test_each_group_has_its_own_bias_in_a_transposed_pass(
     shape = ic.conv_transpose(x, w, stride=stride, groups=4).shape
     geometry = ic.ConvGeometry.from_shapes(shape, w_shape, stride=stride, groups=4)
     assert isinstance(arrangement_for(geometry, layout, "dx"), arrangement)
-    monkeypatch.setattr(choice, "WIDE", {private_blas().kernel})
-    assert pays_in("input_grad", geometry, layout, private_blas())
+    monkeypatch.setattr(choice, "tap_by_tap_pays", lambda *given: given[-1] is not None)
     if layout == "channels_last":
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     found = ic.conv_transpose(x, w, b, stride=stride, groups=4, layout=layout)
@@ -1061,248 +1058,6 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "x_shape", "w_shape", "keywords", "pays"),
-    [
-        ("SkylakeX", (4, 128, 30, 31), (64, 128, 3, 3), {}, True),
-        ("Haswell", (4, 64, 30, 31), (48, 64, 3, 3), {}, True),
-        ("Zen", (4, 65, 30, 31), (48, 65, 3, 3), {}, True),
-        ("Nehalem", (4, 64, 30, 31), (48, 64, 3, 3), {}, False),
-        # many groups, of little work each; depthwise along one axis
-        ("SkylakeX", (2, 64, 14, 22), (64, 2, 3, 3), {"groups": 32, "stride": 2}, False),
-        ("SkylakeX", (8, 256, 999), (256, 1, 9), {"groups": 256}, False),
-        ("SkylakeX", (1, 64, 16000), (64, 1, 80), {"groups": 64}, False),
-        ("SkylakeX", (8, 64, 60, 30), (64, 32, 3, 3), {"groups": 2}, True),
-    ],
-)
-def test_auto_goes_by_the_kernel_of_the_library(kernel, x_shape, w_shape, keywords, pays):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    for each in ("forward", "input_grad", "weight_grad"):
-        library = library_with(kernel)
-        for layout in ("channels_first", "channels_last"):
-            assert pays_in(each, geometry, layout, library) is pays
-
-
-@pytest.mark.parametrize(
-    ("kernel", "x_shape", "bands"),
-    [
-        ("SkylakeX", (40, 8, 40, 36), False),  # 32 outputs of one image
-        ("SkylakeX", (40, 8, 40, 37), True),
-        ("SkylakeX", (2, 80, 40, 20), False),  # of both, cell by cell
-        ("SkylakeX", (2, 80, 40, 21), True),
-        ("Haswell", (4, 128, 30, 60), False),
-    ],
-)
-def test_auto_makes_dw_of_planes_by_dots_or_bands(kernel, x_shape, bands):
-    C, library = x_shape[1], library_with(kernel)
-    geometry = ic.ConvGeometry.from_shapes(x_shape, (C, 1, 5, 5), groups=C)
-    assert pays_in("weight_grad", geometry, "channels_first", library) is bands
-    for each in ("forward", "input_grad"):
-        assert pays_in(each, geometry, "channels_first", library)
-    for each in PASSES:  # too many taps for views
-        dotted = each == "weight_grad" and x_shape[0] < 8
-        assert pays_in(each, geometry, "channels_last", library) is not dotted
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "first", "last"),
-    [
-        ((64, 1, 28, 30), (24, 1, 5, 5), True, True),
-        ((64, 1, 28, 30), (25, 1, 5, 5), True, False),  # of many filters, rows are short
-        ((64, 4, 28, 30), (24, 4, 4, 4), True, True),
-        ((64, 7, 28, 30), (24, 7, 3, 3), True, False),  # laid line under line
-        ((64, 8, 28, 30), (24, 8, 3, 3), False, False),  # windows of 72 numbers
-        ((90, 2, 28, 30), (1, 2, 5, 5), False, False),  # one filter
-        # outputs of all images in one product, 25,600 bytes apart, and what differs in one thing
-        ((100, 3, 10, 34), (25, 3, 3, 3), True, False),  # long lines: not of all images
-        ((100, 3, 18, 18), (25, 3, 3, 3), True, True),
-        ((15, 3, 18, 18), (25, 3, 3, 3), True, False),  # few images: likewise
-        ((100, 3, 18, 17), (25, 3, 3, 3), True, False),  # 24,000 bytes
-        ((100, 3, 18, 18), (32, 3, 3, 3), True, False),  # rows of whole lines of the cache
-        ((100, 8, 18, 18), (25, 8, 3, 3), False, False),  # windows of 72 numbers
-    ],
-)
-def test_auto_gathers_shallow_windows(x_shape, w_shape, first, last):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
-    library = library_with("SkylakeX")
-    for each in ("forward", "weight_grad"):
-        assert pays_in(each, geometry, "channels_first", library) is not first
-        assert pays_in(each, geometry, "channels_last", library) is not last
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "keywords", "gathers"),
-    [
-        ((8, 256, 999), (256, 4, 15), {"groups": 64, "padding": 7, "stride": 2}, True),
-        ((8, 24, 60, 52), (7, 24, 3, 3), {}, True),
-        ((8, 24, 60, 52), (8, 24, 3, 3), {}, False),  # windows of dout of 72 numbers
-        ((8, 24, 60, 52), (7, 24, 3, 3), {"stride": (2, 1)}, False),  # columns would be scattered
-        ((8, 24, 60, 52), (7, 24, 3, 3), {"padding": (0, 3)}, False),  # likewise
-        ((8, 2, 60, 52), (7, 2, 3, 3), {}, False),  # likewise: more than twice as many filters
-        ((8, 24, 60, 52), (60, 24, 1, 1), {"padding": 1}, False),  # likewise, of one cell
-        ((8, 24, 60, 52), (24, 1, 6, 3), {"groups": 24, "stride": 1}, False),  # depthwise
-    ],
-)
-def test_auto_gathers_dx_where_windows_of_dout_are_shallow(x_shape, w_shape, keywords, gathers):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    for layout in ("channels_first", "channels_last"):
-        assert pays_in("input_grad", geometry, layout, library_with("SkylakeX")) is not gathers
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "keywords", "taken"),
-    [
-        # 2.07 and 1.87 MFLOP; 1.04 and 0.93, where columns of dx would be scattered
-        ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1}, PASSES),
-        ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1}, set()),
-        ((1, 10, 40, 32), (9, 10, 3, 3), {"padding": 1, "stride": (1, 2)}, {"input_grad"}),
-        ((1, 9, 40, 32), (9, 9, 3, 3), {"padding": 1, "stride": (1, 2)}, set()),
-        # three groups, 1.05 and 0.87 MFLOP of all
-        ((1, 18, 15, 36), (18, 6, 3, 3), {"padding": 1, "groups": 3}, PASSES),
-        ((1, 18, 15, 36), (15, 6, 3, 3), {"padding": 1, "groups": 3}, set()),
-        # few channels: lines of 16 outputs of all images, of 14, and long ones
-        ((2, 12, 140, 10), (20, 3, 3, 3), {"groups": 4}, PASSES),
-        ((2, 12, 140, 9), (20, 3, 3, 3), {"groups": 4}, set()),
-        ((2, 60, 140, 10), (20, 3, 3, 3), {"groups": 20}, PASSES - {"input_grad"}),  # one filter
-        ((2, 12, 70, 22), (20, 3, 3, 3), {"groups": 4}, PASSES - {"weight_grad"}),
-        ((2, 12, 70, 22), (20, 3, 4, 3), {"groups": 4}, PASSES),
-        # the same with a stride
-        ((2, 12, 280, 17), (20, 3, 3, 3), {"groups": 4, "stride": 2}, PASSES),
-        ((2, 12, 280, 16), (20, 3, 3, 3), {"groups": 4, "stride": 2}, set()),
-        ((2, 12, 280, 42), (20, 3, 3, 3), {"groups": 4, "stride": 2}, {"input_grad"}),
-        ((2, 12, 280, 42), (20, 3, 4, 3), {"groups": 4, "stride": 2}, PASSES),
-        # windows that are apart, and of one cell
-        ((2, 40, 30, 33), (40, 20, 2, 2), {"groups": 2, "stride": 2}, {"input_grad"}),
-        ((2, 40, 30, 33), (40, 20, 3, 2), {"groups": 2, "stride": 2}, PASSES),
-        ((9, 40, 30, 33), (40, 20, 1, 1), {"groups": 2, "stride": (1, 2)}, set()),
-        # 2^15 weights an output and more, 2^18 and more
-        ((1, 128, 4, 25), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES),
-        ((1, 128, 4, 22), (256, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES - {"forward"}),
-        ((1, 128, 4, 7), (512, 64, 4, 4), {"groups": 2, "stride": 3}, PASSES - {"forward"}),
-        ((1, 128, 4, 7), (514, 64, 4, 4), {"groups": 2, "stride": 3}, {"input_grad"}),
-        # lines of two outputs and of one
-        ((9, 40, 40, 5), (40, 40, 3, 3), {"stride": 2}, PASSES),
-        ((9, 40, 40, 3), (40, 40, 3, 3), {"stride": 2}, {"input_grad"}),
-        # depthwise
-        ((1, 24, 20, 42), (24, 1, 3, 3), {"groups": 24}, PASSES),
-        ((1, 23, 20, 42), (23, 1, 3, 3), {"groups": 23}, set()),
-        ((1, 800, 20, 7), (800, 1, 3, 3), {"groups": 800}, {"forward", "input_grad"}),
-        ((1, 800, 20, 6), (800, 1, 3, 3), {"groups": 800}, {"input_grad"}),
-        ((1, 90, 20, 36), (90, 1, 3, 3), {"groups": 90}, PASSES),
-        ((1, 90, 20, 35), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
-        ((5, 90, 20, 35), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
-        ((5, 90, 20, 9), (90, 1, 3, 3), {"groups": 90}, PASSES),  # lines of five images
-        ((5, 90, 20, 8), (90, 1, 3, 3), {"groups": 90}, {"forward", "input_grad"}),
-        # pointwise: 1024 weights, 1023, little work, few positions
-        ((8, 16, 60, 52), (64, 16, 1, 1), {}, PASSES),
-        ((8, 64, 60, 52), (16, 64, 1, 1), {}, PASSES),
-        ((8, 33, 60, 52), (31, 33, 1, 1), {}, {"forward", "input_grad"}),
-        ((8, 50, 60, 52), (1, 50, 1, 1), {}, {"forward", "input_grad"}),
-        ((8, 39, 60, 52), (1, 39, 1, 1), {}, set()),
-        ((80, 90, 8, 4), (40, 90, 1, 1), {}, PASSES),
-        ((80, 90, 6, 5), (40, 90, 1, 1), {}, set()),
-        # of groups: 512 weights of each, 496; 4.01 MFLOP of each, 3.9997; few positions
-        ((8, 64, 60, 52), (32, 32, 1, 1), {"groups": 2}, {"forward", "input_grad"}),
-        ((8, 62, 60, 52), (32, 31, 1, 1), {"groups": 2}, set()),
-        ((2, 96, 4, 163), (64, 48, 1, 1), {"groups": 2}, {"forward", "input_grad"}),
-        ((2, 96, 3, 217), (64, 48, 1, 1), {"groups": 2}, set()),
-        ((80, 96, 6, 5), (64, 48, 1, 1), {"groups": 2}, set()),
-    ],
-)
-def test_auto_needs_enough_work_and_lines(x_shape, w_shape, keywords, taken):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    library = library_with("SkylakeX")
-    assert {p for p in PASSES if pays_in(p, geometry, "channels_first", library)} == taken
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "taken"),
-    [
-        # few images: windows of 120 numbers and of 128
-        ((3, 60, 19, 70), (40, 15, 4, 2), PASSES),
-        ((2, 60, 19, 70), (40, 15, 4, 2), PASSES - {"weight_grad"}),
-        ((2, 64, 19, 70), (40, 16, 4, 2), PASSES),
-        # few channels: short lines of 16 outputs of all images, of 14, and a long one
-        ((2, 12, 140, 10), (20, 3, 3, 3), PASSES - {"weight_grad"}),
-        ((2, 12, 140, 9), (20, 3, 3, 3), set()),
-        ((2, 12, 140, 22), (20, 3, 3, 3), set()),
-        ((3, 12, 140, 22), (20, 3, 4, 3), {"forward", "weight_grad"}),
-        ((3, 20, 140, 22), (20, 5, 3, 3), {"forward", "weight_grad"}),
-        ((3, 16, 140, 22), (20, 4, 4, 3), PASSES),
-    ],
-)
-def test_auto_for_groups_whose_channels_come_last(x_shape, w_shape, taken):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, groups=4)
-    library = library_with("SkylakeX")
-    assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
-
-
-@pytest.mark.parametrize(
-    ("channels", "filters", "groups", "taken"),
-    [
-        (16, 64, 1, PASSES),
-        (16, 9, 1, PASSES),
-        (15, 70, 1, PASSES),
-        (15, 68, 1, PASSES - {"weight_grad"}),
-        (64, 32, 2, {"input_grad"}),
-    ],
-)
-def test_auto_for_one_cell_whose_channels_come_last(channels, filters, groups, taken):
-    geometry = ic.ConvGeometry.from_shapes(
-        (8, channels, 60, 52), (filters, channels // groups, 1, 1), groups=groups
-    )
-    library = library_with("SkylakeX")
-    assert {p for p in PASSES if pays_in(p, geometry, "channels_last", library)} == taken
-
-
-def test_auto_goes_by_the_weights_of_groups_in_either_layout():
-    library = library_with("SkylakeX")
-    for filters, taken in ((512, PASSES - {"forward"}), (514, {"input_grad"})):
-        geometry = ic.ConvGeometry.from_shapes(
-            (1, 128, 4, 7), (filters, 64, 4, 4), groups=2, stride=3
-        )
-        for layout in ("channels_first", "channels_last"):
-            assert {p for p in PASSES if pays_in(p, geometry, layout, library)} == taken
-
-
-@pytest.mark.parametrize("line", [3, 2])
-def test_auto_gathers_dw_of_short_lines_that_lie_as_rows(line):
-    geometry = ic.ConvGeometry.from_shapes((4, 40, 70, line + 2), (40, 40, 3, 3))
-    for each, layout in product(("forward", "weight_grad"), ("channels_first", "channels_last")):
-        gathers = (each, layout, line) == ("weight_grad", "channels_last", 2)
-        assert pays_in(each, geometry, layout, library_with("SkylakeX")) is not gathers
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "stride", "gathered", "gathered_last"),
-    [
-        ((8, 64, 56, 50), (128, 64, 1, 1), (1, 2), set(PASSES), {"weight_grad"}),
-        ((8, 64, 56, 50), (31, 64, 1, 1), (1, 2), set(PASSES), {"weight_grad"}),
-        # dx: 1 MiB of weights and more, and one axis
-        ((8, 512, 14, 15), (512, 512, 1, 1), 2, set(PASSES), {"weight_grad"}),
-        ((8, 512, 14, 15), (513, 512, 1, 1), 2, {"forward", "weight_grad"}, {"weight_grad"}),
-        ((8, 64, 2800), (128, 64, 1), 2, {"forward", "weight_grad"}, {"weight_grad"}),
-        # windows apart, of eight and of seven channels
-        ((4, 8, 60, 90), (40, 8, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
-        ((4, 7, 60, 90), (40, 7, 3, 4), (3, 5), *2 * [{"forward", "weight_grad"}]),
-        ((4, 7, 60, 90), (40, 7, 4, 4), (3, 5), set(), set()),  # they overlap on one axis
-        ((4, 80, 60, 90), (40, 80, 3, 4), (3, 5), {"forward", "weight_grad"}, set()),
-        ((4, 81, 60, 90), (40, 81, 3, 4), (3, 5), set(), set()),  # few filters
-        ((2, 256, 28, 30), (512, 256, 3, 3), (2, 1), {"weight_grad"}, {"weight_grad"}),  # 4.5 MiB
-        ((2, 256, 28, 30), (512, 256, 3, 3), 1, set(), set()),
-        ((2, 64, 28, 30), (128, 64, 3, 3), 2, set(), set()),
-    ],
-)
-def test_auto_gathers_what_tap_by_tap_would_load_in_vain(
-    x_shape, w_shape, stride, gathered, gathered_last
-):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, stride=stride)
-    library = library_with("SkylakeX")
-    for each in ("forward", "input_grad", "weight_grad"):
-        assert pays_in(each, geometry, "channels_first", library) is (each not in gathered)
-        assert pays_in(each, geometry, "channels_last", library) is (each not in gathered_last)
-
-
-@pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "first", "last"),
     [
         # channels innermost: lines of 32 outputs, then of 31 and 30, of one image and of three
@@ -1355,40 +1110,6 @@ def test_kernels_of_one_cell_have_large_pieces_where_a_kernel_packs_but_for_dw(m
 
 
 FORWARD, DX = {"forward"}, {"input_grad"}
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "keywords", "first", "last"),
-    [
-        ((4, 90, 9, 8), (63, 90, 3, 3), {}, PASSES, PASSES),  # few filters
-        ((4, 90, 9, 8), (64, 90, 3, 3), {}, DX, DX),
-        ((4, 90, 400), (63, 90, 3), {}, PASSES, PASSES),
-        ((4, 90, 400), (64, 90, 3), {}, DX, DX),
-        ((4, 180, 30, 31), (126, 90, 3, 3), {"groups": 2}, PASSES, PASSES),
-        ((4, 180, 30, 31), (128, 90, 3, 3), {"groups": 2}, DX, DX),
-        # lines of all images: of 112 outputs and of 98
-        ((16, 34, 10, 9), (64, 34, 3, 3), {}, PASSES, PASSES),
-        ((14, 34, 10, 9), (64, 34, 3, 3), {}, DX, DX),
-        # long products: of 100 positions and 48 numbers at least, and not of lines alone for dw
-        ((3, 16, 12, 12), (65, 16, 3, 3), {}, FORWARD | DX, PASSES),
-        ((3, 15, 12, 12), (65, 15, 3, 3), {}, DX, DX),
-        ((3, 16, 11, 13), (65, 16, 3, 3), {}, DX, DX),
-        ((3, 34, 12, 12), (256, 34, 3, 3), {}, PASSES, PASSES),
-        ((3, 34, 12, 12), (257, 34, 3, 3), {}, set(), set()),
-        ((4, 34, 25, 25), (256, 34, 3, 3), {"stride": (2, 2)}, PASSES, PASSES),
-        ((4, 34, 60, 61), (300, 34, 1, 1), {}, FORWARD | DX, DX),  # kernels of one cell
-        ((4, 68, 60, 61), (96, 34, 1, 1), {"groups": 2}, set(), set()),
-    ],
-)
-def test_auto_takes_few_filters_and_long_products_where_a_kernel_packs(
-    x_shape, w_shape, keywords, first, last
-):
-    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    for layout, taken in (("channels_first", first), ("channels_last", last)):
-        found = {
-            each for each in PASSES if pays_in(each, geometry, layout, library_with("Haswell"))
-        }
-        assert found == taken
 
 
 @needs_blas
@@ -1533,53 +1254,6 @@ def test_along_one_axis_lines_of_each_phase_have_many_channels(channels, made, l
     geometry = ic.ConvGeometry.from_shapes((3, channels, 99), (9, channels, 5), stride=2)
     assert not isinstance(arrangement_for(geometry, "channels_last", made), ChannelsOuter)
     assert isinstance(arrangement_for(geometry, "channels_first", made), ChannelsOuter) is laid
-
-
-@pytest.mark.parametrize(
-    ("line", "keywords", "first", "last"),
-    [
-        (32, {}, set(), set()),
-        (33, {}, {"forward"}, {"forward", "weight_grad"}),
-        (33, {"stride": (1, 2)}, {"forward", "weight_grad"}, {"forward", "weight_grad"}),
-        (32, {"stride": (1, 2)}, set(), set()),
-    ],
-)
-def test_auto_multiplies_shallow_windows_of_long_lines_tap_by_tap(line, keywords, first, last):
-    stride = keywords.get("stride", (1, 1))[1]
-    shapes = (9, 2, 60, stride * (line - 1) + 5), (20, 2, 5, 5)  # windows of 50 numbers
-    geometry = ic.ConvGeometry.from_shapes(*shapes, **keywords)
-    library = library_with("SkylakeX")
-    for layout, expected in (("channels_first", first), ("channels_last", last)):
-        found = {p for p in PASSES if pays_in(p, geometry, layout, library)}
-        assert found - {"input_grad"} == expected
-
-
-@pytest.mark.parametrize(
-    ("kernel", "taken"), [((5, 4), False), ((3, 7), True), ((2, 11), True), ((1, 21), False)]
-)
-def test_auto_gathers_the_shallowest_windows_however_long_lines_are(kernel, taken):
-    geometry = ic.ConvGeometry.from_shapes((9, 1, 60, 70), (20, 1, *kernel))
-    for layout in ("channels_first", "channels_last"):
-        assert pays_in("forward", geometry, layout, library_with("SkylakeX")) is taken
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel"), [((999,), (60,)), ((20, 60), (5, 12)), ((9, 20, 60), (2, 3, 10))]
-)
-def test_auto_takes_long_lines_of_shallow_windows_along_two_axes_only(size, kernel):
-    geometry = ic.ConvGeometry.from_shapes((9, 1, *size), (20, 1, *kernel))
-    for layout in ("channels_first", "channels_last"):
-        taken = pays_in("forward", geometry, layout, library_with("SkylakeX"))
-        assert taken is (len(size) == 2)
-
-
-@pytest.mark.parametrize(("stride", "taken"), [(1, True), (2, False)])
-def test_auto_gathers_shallow_windows_that_come_last_with_a_stride(stride, taken):
-    size = 20, 16 * stride + 2
-    geometry = ic.ConvGeometry.from_shapes((9, 10, *size), (20, 10, 3, 2), stride=(1, stride))
-    assert geometry.C * geometry.taps == 60
-    assert isinstance(arrangement_for(geometry, "channels_last", "y"), ChannelsOuter)
-    assert pays_in("forward", geometry, "channels_last", library_with("SkylakeX")) is taken
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class DotsPlan(Plan):
 def plan_dots(
     geometry: ConvGeometry, layout: str, result: np.dtype[Any], workspace: int
 ) -> DotsPlan | None:
-    """Draw the tiles; None where it is no such layer, or lines are mostly zeros or too long."""
+    """Draw the tiles; None where it is no such layer, or lines are too long."""
     dtype = computing_type(result)
     if not has_lines(geometry, dtype):
         return None
@@ -100,8 +100,6 @@ def plan_dots(
     before, _ = zip(*geometry.padding, strict=True)
     axes = tuple(map(axis_of, *sizes, before))
     plane = math.prod(axis.length for axis in axes)
-    if plane > MOST_STORED * geometry.positions:
-        return None
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = EVEN if work >= LEAST_SHARED else 1
     turned = layout == "channels_last"
@@ -154,9 +152,16 @@ def _tile(geometry: ConvGeometry, planes: int, shares: int, *, turned: bool) -> 
 
 
 def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
-    """Say whether each channel sees itself alone, and its lines are worth storing."""
+    """Say whether each channel sees itself alone, and its lines are worth storing.
+
+    Not where they would be mostly zeros, nor short ones of each phase.
+    """
+    if not geometry.depthwise or dtype.kind not in "fc":
+        return False
+    lengths = zip(geometry.out, geometry.reach, geometry.stride, strict=True)
+    stored = math.prod(out + (reach - 1) // stride for out, reach, stride in lengths)
     long = max(geometry.stride) == 1 or geometry.out[-1] >= SHORT_LINE
-    return geometry.depthwise and dtype.kind in "fc" and long
+    return long and stored <= MOST_STORED * geometry.positions
 
 
 def turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:

@@ -1,0 +1,119 @@
+"""Which way "auto" takes: one rule from the geometry, the type and the kernel of the private BLAS.
+
+Columns copy a cell once for each tap that meets it, and then a product takes as many numbers as it
+can. Tap by tap a cell is copied once, and products are many and small. So columns are taken where
+copies cost little beside the products, or small products take long. Nothing is timed at run time:
+the bounds were measured (docs/ways.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from im2col_conv.engine.im2col import dots
+from im2col_conv.engine.im2col.input_grad import gathers
+from im2col_conv.engine.openblas import OpenBlas
+from im2col_conv.engine.plan import Pass
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["tap_by_tap_pays"]
+
+WIDE = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})  # kernels for AVX-512
+
+LEAST_FLOPS, LEAST_FLOPS_OF_PLANES, LEAST_FLOPS_OF_GROUP = 2 * 10**6, 3 * 10**5, 4 * 10**6
+SHALLOW, SHALLOW_OF_GROUPS = 64, 32  # numbers that a result is the sum of
+# Where a kernel copies all operands: filters of a group, and channels times taps of the last axis.
+FEW_FILTERS, MANY_FILTERS, DEEP = 24, 256, 96
+# Of depthwise layers: channels that come last, and taps, for views; for y where a kernel copies all
+# operands.
+FEW_CHANNELS, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
+LONG_LINES = 33  # outputs of a line of all images, for bands to make dw sooner than dots
+# And where channels come last: those of a line, or images; channels.
+LONG_LINE, MANY_IMAGES, SOME_CHANNELS = 60, 16, 8
+
+
+def tap_by_tap_pays(
+    each: Pass,
+    geometry: ConvGeometry,
+    layout: str,
+    dtype: np.dtype[Any],
+    blas: OpenBlas | None,
+) -> bool:
+    """Say whether a layer is better multiplied tap by tap where it lies than as columns."""
+    if blas is None or dtype not in blas.types or not (blas.packs or blas.kernel in WIDE):
+        return False
+    last = layout == "channels_last"
+    if geometry.depthwise:
+        enough = geometry.ndim > 1 and geometry.flops >= LEAST_FLOPS_OF_PLANES
+        return enough and _bands_pay(each, geometry, dtype, last=last, packs=blas.packs)
+    if geometry.flops < LEAST_FLOPS:
+        return False
+    if geometry.pointwise:
+        return _pieces_pay(each, geometry, last=last, packs=blas.packs)
+    if blas.packs and not _products_are_large(each, geometry):
+        return False
+    return _copies_cost_much(each, geometry, last=last)
+
+
+def _copies_cost_much(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
+    """Say whether columns take long to copy, or for dx to scatter, beside their product."""
+    channels = geometry.C
+    if each == "input_grad":
+        if not gathers(geometry):
+            return geometry.taps > 1 or last
+        channels = geometry.F
+    elif _windows_are_apart(geometry):
+        return False
+    shallow = SHALLOW if geometry.groups == 1 else SHALLOW_OF_GROUPS
+    return channels // geometry.groups * geometry.taps > shallow
+
+
+def _windows_are_apart(geometry: ConvGeometry) -> bool:
+    """Say whether there is a stride, and no two windows overlap."""
+    pairs = zip(geometry.kernel, geometry.stride, strict=True)
+    return max(geometry.stride) > 1 and all(taps <= stride for taps, stride in pairs)
+
+
+def _products_are_large(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether a kernel that copies the operands of each product has few of them to copy.
+
+    So it is where filters are few; and without a stride, products of many lines are as large as
+    those of columns, if they are deep enough.
+    """
+    channels, filters = geometry.C // geometry.groups, geometry.F // geometry.groups
+    deep = max(geometry.stride) == 1 and channels * geometry.kernel[-1] >= DEEP
+    most = MANY_FILTERS if each == "input_grad" or deep else FEW_FILTERS
+    return filters <= most
+
+
+def _pieces_pay(each: Pass, geometry: ConvGeometry, *, last: bool, packs: bool) -> bool:
+    """Say whether kernels of one cell are better multiplied in small products.
+
+    Results that OpenBLAS makes where they belong pay with any kernel.
+    """
+    placed = each == "input_grad" or (each == "forward" and not last)
+    if geometry.groups == 1:
+        return placed or not packs
+    return placed and not packs and geometry.flops >= geometry.groups * LEAST_FLOPS_OF_GROUP
+
+
+def _bands_pay(
+    each: Pass, geometry: ConvGeometry, dtype: np.dtype[Any], *, last: bool, packs: bool
+) -> bool:
+    """Say whether bands of planes are better than views, or for dw than dots."""
+    if each != "weight_grad":
+        many = MANY_TAPS_PACKED if packs and each == "forward" else MANY_TAPS
+        return not last or geometry.C < FEW_CHANNELS or geometry.taps >= many
+    if last:
+        return not packs and _bands_beat_turned_dots(geometry, dtype)
+    short = packs or geometry.N * geometry.out[-1] < LONG_LINES
+    return not (short and dots.has_lines(geometry, dtype))
+
+
+def _bands_beat_turned_dots(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
+    """Say whether bands make dw sooner than dots of channels that come last, which are turned."""
+    turned = dots.has_lines(geometry, dtype) and dots.turning_pays(geometry, dtype)
+    many = geometry.N >= MANY_IMAGES or geometry.out[-1] >= LONG_LINE
+    return turned and geometry.ndim == 2 and geometry.C >= SOME_CHANNELS and many
