@@ -34,8 +34,6 @@ from im2col_conv.geometry import geometry_of
 
 from .peak import peak_beyond
 
-PASSES = {"forward", "weight_grad", "input_grad"}
-
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
 
 # Of short products, whatever the kernel: long ones are tested in test_long_products.py.
@@ -664,7 +662,6 @@ def test_auto_multiplies_large_pointwise_layers_where_they_lie():
 
     assert ways((8, 1024, 14, 14), (256, 1024, 1, 1)) == {"implicit"}
     assert ways((1, 256, 56, 56), (64, 256, 1, 1)) == {"implicit"}
-    assert ways((256, 256, 4, 4), (256, 256, 1, 1)) == {"im2col"}  # few positions
     assert ways((1, 32, 16, 16), (32, 32, 1, 1)) == {"im2col"}  # little work
 
 
@@ -1060,45 +1057,52 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "first", "last"),
     [
-        # channels innermost: lines of 32 outputs, then of 31 and 30, of one image and of three
-        ((4, 90, 9, 34), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, set()),
-        ((4, 90, 9, 34), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y"}),
-        ((4, 90, 9, 33), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),
-        ((4, 90, 9, 33), (64, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
-        ((3, 90, 9, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dx"}),
-        ((4, 90, 12, 12), (63, 90, 3, 3), {}, {"y", "dout.T", "dx"}, set()),
-        ((4, 90, 12, 11), (63, 90, 3, 3), {}, {"dx"}, set()),  # 90 outputs
-        ((4, 90, 9, 12), (15, 90, 3, 3), {}, {"dx"}, {"dx"}),
-        ((4, 90, 9, 12), (16, 90, 3, 3), {}, {"dx"}, set()),
-        ((4, 90, 9, 11), (15, 90, 3, 3), {}, set(), set()),  # 99 cells
-        ((4, 90, 9, 33), (90, 90, 3, 3), {}, {"y", "dout.T", "dx"}, {"y", "dout.T", "dx"}),
-        ((4, 90, 9, 33), (91, 90, 3, 3), {}, {"y", "dout.T"}, {"y", "dout.T"}),  # more filters
-        ((4, 90, 9, 33), (64, 90, 3, 3), {"stride": (2, 1)}, {"y", "dout.T"}, {"y", "dout.T"}),
-        ((4, 90, 9, 24), (64, 90, 3, 3), {"padding": 3}, {"y", "dout.T"}, {"y", "dout.T"}),
-        # few channels, which lie outside: y alone
-        ((8, 9, 9, 34), (20, 9, 3, 3), {}, {"y"}, set()),
-        ((8, 9, 9, 33), (9, 9, 3, 3), {}, {"y"}, {"y"}),
-        ((8, 2, 9, 34), (9, 2, 3, 3), {}, {"y"}, set()),
-        ((8, 9, 13, 12), (20, 9, 3, 3), {}, set(), set()),  # lines of all images
-        ((8, 9, 13, 12), (64, 9, 3, 3), {}, set(), set()),
-        ((3, 9, 13, 12), (20, 9, 3, 3), {}, {"y"}, {"y"}),
-        # elsewhere never: groups, one axis, kernels of one cell, whole windows, depthwise
-        ((4, 180, 9, 34), (180, 90, 3, 3), {"groups": 2}, set(), set()),
-        ((4, 90, 34), (90, 90, 3), {}, set(), set()),
-        ((4, 90, 9, 34), (90, 90, 1, 1), {}, set(), set()),
-        ((1, 90, 5, 5), (900, 90, 3, 3), {}, set(), set()),
-        ((4, 90, 9, 34), (90, 1, 3, 3), {"groups": 90}, set(), set()),
+        # many filters, deep lines and a stride of 2 at most, one by one; as many as channels for dx
+        ((4, 32, 9, 24), (32, 32, 3, 3), {}, "shifted shifted shifted", "shifted shifted shifted"),
+        ((4, 32, 9, 24), (31, 32, 3, 3), {}, "outer outer shifted", "inner inner shifted"),
+        ((4, 31, 9, 24), (32, 31, 3, 3), {}, "outer outer outer", "outer outer outer"),
+        ((4, 32, 9, 24), (33, 32, 3, 3), {}, "shifted shifted inner", "shifted shifted inner"),
+        (
+            (4, 32, 9, 24),
+            (32, 32, 3, 3),
+            {"stride": (2, 1)},
+            "shifted shifted inner",
+            "shifted shifted inner",
+        ),
+        (
+            (4, 32, 9, 24),
+            (32, 32, 3, 3),
+            {"stride": (3, 1)},
+            "outer outer inner",
+            "inner inner inner",
+        ),
+        (
+            (4, 32, 9, 24),
+            (32, 32, 3, 3),
+            {"padding": 3},
+            "shifted shifted inner",
+            "shifted shifted inner",
+        ),
+        # few outputs in the lines of all images: 30 and 32
+        ((3, 9, 9, 12), (9, 9, 3, 3), {}, "shifted shifted outer", "shifted shifted outer"),
+        ((4, 9, 9, 10), (9, 9, 3, 3), {}, "outer outer outer", "outer outer outer"),
+        # channels: 4 are spread for dx, from 32 on they lie innermost
+        ((4, 4, 9, 24), (9, 4, 3, 3), {}, "outer outer spread", "outer outer spread"),
+        ((4, 5, 9, 24), (9, 5, 3, 3), {}, "outer outer outer", "outer outer outer"),
+        ((4, 31, 240), (90, 31, 3), {}, "outer outer outer", "outer outer outer"),
+        ((4, 32, 240), (90, 32, 3), {}, "outer outer inner", "inner inner inner"),
+        # groups
+        ((4, 64, 9, 24), (64, 32, 3, 3), {"groups": 2}, "outer outer inner", "inner inner inner"),
+        ((4, 62, 9, 24), (64, 31, 3, 3), {"groups": 2}, "outer outer outer", "outer outer outer"),
+        ((4, 8, 9, 24), (64, 4, 3, 3), {"groups": 2}, "outer outer outer", "outer outer outer"),
     ],
 )
-def test_planes_are_shifted_where_a_kernel_packs(x_shape, w_shape, keywords, first, last):
+def test_how_tiles_lie_where_a_kernel_packs(x_shape, w_shape, keywords, first, last):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    for layout, shifted in (("channels_first", first), ("channels_last", last)):
-        found = {
-            made
-            for made in ("y", "dout.T", "dx")
-            if isinstance(arrangements.arrangement_for(geometry, layout, made, packs=True), Shifted)
-        }
-        assert found == shifted
+    names = {Spread: "spread", ChannelsOuter: "outer", ChannelsInner: "inner", Shifted: "shifted"}
+    for layout, expected in (("channels_first", first), ("channels_last", last)):
+        lie = partial(arrangements.arrangement_for, geometry, layout, packs=True)
+        assert " ".join(names[type(lie(made))] for made in ("y", "dout.T", "dx")) == expected
 
 
 @pytest.mark.parametrize("made", ["y", "dout.T", "dx"])
@@ -1107,9 +1111,6 @@ def test_kernels_of_one_cell_have_large_pieces_where_a_kernel_packs_but_for_dw(m
     for packs in (False, True):
         lie = arrangements.arrangement_for(geometry, "channels_first", made, packs=packs)
         assert lie.packed is (packs and made != "dout.T")
-
-
-FORWARD, DX = {"forward"}, {"input_grad"}
 
 
 @needs_blas

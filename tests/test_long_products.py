@@ -56,13 +56,12 @@ every_layer_of_all = pytest.mark.parametrize(
 def _all_layers_shifted():
     """Let planes be shifted wherever they can be, and not only where that pays."""
 
-    def covered(geometry, made, lie, *, last):
-        adjoint = made != "dx" or adjoint_of(geometry) is not None
-        return geometry.ndim > 1 and geometry.groups == 1 and adjoint
+    def covered(geometry, made):
+        return made != "dx" or adjoint_of(geometry) is not None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(private_blas(), "packs", True)
-        patch.setattr(arrangements, "_long_products_pay", covered)
+        patch.setattr(arrangements, "_large_products_pay", covered)
         for draw in PLANS:
             draw.cache_clear()
         yield

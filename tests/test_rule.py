@@ -69,25 +69,43 @@ def test_columns_are_taken_where_copies_cost_little(x_shape, w_shape, keywords, 
         assert taken(WIDE, x_shape, w_shape, keywords, layout) == expected
 
 
-def test_columns_of_one_cell_a_stride_apart_are_scattered_unless_channels_come_last():
-    shapes = (9, 40, 20, 31), (70, 40, 1, 1)
-    assert taken(WIDE, *shapes, {"stride": (2, 1)}, "channels_first") == NONE
-    assert taken(WIDE, *shapes, {"stride": (2, 1)}, "channels_last") == DX
+def test_columns_of_one_cell_a_stride_apart_are_scattered():
+    for layout in LAYOUTS:
+        assert taken(WIDE, (9, 40, 20, 31), (70, 40, 1, 1), {"stride": (2, 1)}, layout) == NONE
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "last"), [(4, (3, 4), True), (3, (3, 4), False), (5, (2, 5), False)]
+)
+def test_few_channels_of_groups_that_come_last_go_as_columns(channels, kernel, last):
+    shapes = (9, 2 * channels, 20, 31), (30, channels, *kernel)
+    for kernels in (WIDE, PACKING):
+        assert taken(kernels, *shapes, {"groups": 2}, "channels_first") == ALL
+        assert taken(kernels, *shapes, {"groups": 2}, "channels_last") == (ALL if last else NONE)
 
 
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "expected"),
     [
-        # filters: up to 24; up to 256 without a stride, if products are 96 numbers deep; for dx
-        ((9, 31, 20, 31), (24, 31, 3, 3), {}, ALL),
-        ((9, 31, 20, 31), (25, 31, 3, 3), {}, DX),
-        ((9, 32, 20, 31), (25, 32, 3, 3), {}, ALL),
-        ((9, 32, 20, 31), (25, 32, 3, 3), {"stride": (2, 1)}, DX),
-        ((9, 32, 20, 31), (24, 32, 3, 3), {"stride": (2, 1)}, ALL),
-        ((9, 32, 20, 31), (256, 32, 3, 3), {}, ALL),
-        ((9, 32, 20, 31), (257, 32, 3, 3), {}, NONE),
-        ((9, 62, 20, 31), (48, 31, 3, 3), {"groups": 2}, ALL),
-        ((9, 62, 20, 31), (50, 31, 3, 3), {"groups": 2}, DX),
+        # filters: up to 64, or any if products are 128 numbers deep up to a stride of 2
+        ((9, 31, 20, 31), (64, 31, 3, 3), {}, ALL),
+        ((9, 31, 20, 31), (65, 31, 3, 3), {}, DX),
+        ((9, 42, 20, 31), (65, 42, 3, 3), {}, DX),
+        ((9, 43, 20, 31), (65, 43, 3, 3), {}, ALL),
+        ((9, 43, 20, 31), (65, 43, 3, 3), {"stride": (2, 1)}, ALL),
+        ((9, 43, 20, 31), (65, 43, 3, 3), {"stride": (3, 1)}, DX),
+        ((9, 43, 20, 31), (64, 43, 3, 3), {"stride": (3, 1)}, ALL),
+        ((9, 62, 20, 31), (128, 31, 3, 3), {"groups": 2}, ALL),
+        ((9, 62, 20, 31), (130, 31, 3, 3), {"groups": 2}, DX),
+        # 100 outputs: for four times as many as filters, for dx as many
+        ((1, 60, 12, 12), (25, 60, 3, 3), {}, ALL),
+        ((1, 60, 12, 12), (26, 60, 3, 3), {}, DX),
+        ((1, 60, 12, 12), (100, 60, 3, 3), {}, DX),
+        ((1, 60, 12, 12), (101, 60, 3, 3), {}, NONE),
+        # channels, but those of groups
+        ((9, 4, 20, 31), (9, 4, 5, 5), {}, ALL),
+        ((9, 3, 20, 31), (9, 3, 5, 5), {}, DX),
+        ((9, 6, 20, 31), (8, 3, 5, 5), {"groups": 2}, ALL),
         # what the rule for any kernel leaves to columns
         ((9, 16, 20, 31), (17, 16, 2, 2), {}, DX),
         ((9, 40, 20, 31), (20, 40, 2, 3), {"stride": (2, 3)}, DX),
@@ -103,6 +121,8 @@ def test_many_filters_go_as_columns_where_a_kernel_packs(x_shape, w_shape, keywo
     [
         (WIDE, (8, 9, 60, 52), (5, 9, 1, 1), {}, ALL, ALL),
         (WIDE, (8, 9, 60, 52), (4, 9, 1, 1), {}, NONE, NONE),  # 1.8 MFLOP
+        (WIDE, (80, 90, 8, 4), (40, 90, 1, 1), {}, ALL, ALL),
+        (WIDE, (80, 90, 6, 5), (40, 90, 1, 1), {}, NONE, NONE),  # few positions
         (PACKING, (8, 9, 60, 52), (5, 9, 1, 1), {}, Y | DX, DX),
         # 4.01 and 3.9997 MFLOP a group
         (WIDE, (2, 96, 4, 163), (64, 48, 1, 1), {"groups": 2}, Y | DX, DX),

@@ -8,6 +8,7 @@ the bounds were measured (docs/ways.md).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,17 @@ WIDE = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})  # kernels for AV
 
 LEAST_FLOPS, LEAST_FLOPS_OF_PLANES, LEAST_FLOPS_OF_GROUP = 2 * 10**6, 3 * 10**5, 4 * 10**6
 SHALLOW, SHALLOW_OF_GROUPS = 64, 32  # numbers that a result is the sum of
-# Where a kernel copies all operands: filters of a group, and channels times taps of the last axis.
-FEW_FILTERS, MANY_FILTERS, DEEP = 24, 256, 96
+LEAST_POSITIONS = 32  # of an image, for kernels of one cell
+FEW_ROWS = 12  # channels of a group, which come last, times taps of the axis before the last
+# Where a kernel copies all operands: outputs of all images for each filter; channels; filters of a
+# group; channels times taps of the last axis.
+LEAST_OUTPUTS, FEW_CHANNELS, FEW_FILTERS, DEEP = 4, 4, 64, 128
 # Of depthwise layers: channels that come last, and taps, for views; for y where a kernel copies all
 # operands.
-FEW_CHANNELS, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
+FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
 LONG_LINES = 33  # outputs of a line of all images, for bands to make dw sooner than dots
 # And where channels come last: those of a line, or images; channels.
-LONG_LINE, MANY_IMAGES, SOME_CHANNELS = 60, 16, 8
+LONG_LINE, MANY_IMAGES, SOME_PLANES = 60, 16, 8
 
 
 def tap_by_tap_pays(
@@ -52,22 +56,26 @@ def tap_by_tap_pays(
         return False
     if geometry.pointwise:
         return _pieces_pay(each, geometry, last=last, packs=blas.packs)
-    if blas.packs and not _products_are_large(each, geometry):
+    if blas.packs and not _packing_pays(each, geometry):
         return False
     return _copies_cost_much(each, geometry, last=last)
 
 
 def _copies_cost_much(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
     """Say whether columns take long to copy, or for dx to scatter, beside their product."""
-    channels = geometry.C
+    summed, shallow = geometry.C, SHALLOW
+    if geometry.groups > 1:
+        rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
+        if last and rows < FEW_ROWS:
+            return False  # to turn so few channels takes as long
+        shallow = SHALLOW_OF_GROUPS
     if each == "input_grad":
         if not gathers(geometry):
-            return geometry.taps > 1 or last
-        channels = geometry.F
+            return geometry.taps > 1
+        summed = geometry.F
     elif _windows_are_apart(geometry):
         return False
-    shallow = SHALLOW if geometry.groups == 1 else SHALLOW_OF_GROUPS
-    return channels // geometry.groups * geometry.taps > shallow
+    return summed // geometry.groups * geometry.taps > shallow
 
 
 def _windows_are_apart(geometry: ConvGeometry) -> bool:
@@ -76,16 +84,21 @@ def _windows_are_apart(geometry: ConvGeometry) -> bool:
     return max(geometry.stride) > 1 and all(taps <= stride for taps, stride in pairs)
 
 
-def _products_are_large(each: Pass, geometry: ConvGeometry) -> bool:
+def _packing_pays(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether a kernel that copies the operands of each product has few of them to copy.
 
-    So it is where filters are few; and without a stride, products of many lines are as large as
-    those of columns, if they are deep enough.
+    Not if there are more weights to arrange than columns to copy, or channels so few that columns
+    cost less anyway. Many filters make columns cheap, but products of many lines are as large, if
+    they are deep.
     """
     channels, filters = geometry.C // geometry.groups, geometry.F // geometry.groups
-    deep = max(geometry.stride) == 1 and channels * geometry.kernel[-1] >= DEEP
-    most = MANY_FILTERS if each == "input_grad" or deep else FEW_FILTERS
-    return filters <= most
+    outputs = geometry.N * geometry.positions
+    if each == "input_grad":
+        return filters <= outputs
+    if geometry.groups == 1 and channels < FEW_CHANNELS:
+        return False
+    deep = max(geometry.stride) <= 2 and channels * geometry.kernel[-1] >= DEEP
+    return LEAST_OUTPUTS * filters <= outputs and (deep or filters <= FEW_FILTERS)
 
 
 def _pieces_pay(each: Pass, geometry: ConvGeometry, *, last: bool, packs: bool) -> bool:
@@ -93,6 +106,8 @@ def _pieces_pay(each: Pass, geometry: ConvGeometry, *, last: bool, packs: bool) 
 
     Results that OpenBLAS makes where they belong pay with any kernel.
     """
+    if geometry.positions < LEAST_POSITIONS:
+        return False
     placed = each == "input_grad" or (each == "forward" and not last)
     if geometry.groups == 1:
         return placed or not packs
@@ -105,7 +120,7 @@ def _bands_pay(
     """Say whether bands of planes are better than views, or for dw than dots."""
     if each != "weight_grad":
         many = MANY_TAPS_PACKED if packs and each == "forward" else MANY_TAPS
-        return not last or geometry.C < FEW_CHANNELS or geometry.taps >= many
+        return not last or geometry.C < FEW_PLANES or geometry.taps >= many
     if last:
         return not packs and _bands_beat_turned_dots(geometry, dtype)
     short = packs or geometry.N * geometry.out[-1] < LONG_LINES
@@ -116,4 +131,4 @@ def _bands_beat_turned_dots(geometry: ConvGeometry, dtype: np.dtype[Any]) -> boo
     """Say whether bands make dw sooner than dots of channels that come last, which are turned."""
     turned = dots.has_lines(geometry, dtype) and dots.turning_pays(geometry, dtype)
     many = geometry.N >= MANY_IMAGES or geometry.out[-1] >= LONG_LINE
-    return turned and geometry.ndim == 2 and geometry.C >= SOME_CHANNELS and many
+    return turned and geometry.ndim == 2 and geometry.C >= SOME_PLANES and many

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from im2col_conv.engine.adjoint import adjoint_of
@@ -18,7 +17,7 @@ from im2col_conv.engine.implicit.tile import SPARE, Arrangement
 from im2col_conv.engine.implicit.unrolled import Unrolled
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["LONG_LINE", "Made", "arrangement_for"]
+__all__ = ["Made", "arrangement_for"]
 
 # Measured: docs/ideas.md.
 FEW = 200  # channels times taps of the last two axes
@@ -35,10 +34,12 @@ LONG_LINE = 20
 WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of filters: outer, spread
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
-# Outputs of a line that pay for a product; filters of large products; cells of a plane, and filters
-# of dout that are soon copied, for dx.
-SHORT_LINE, MANY_FILTERS, LARGE_PLANE, FEW_TO_COPY = 32, 64, 100, 16
 MANY_IMAGES = 16  # that make a product of one output of each
+# Where a kernel copies all operands: channels of dx that are better spread, and those that lie
+# better innermost; outputs of all images in a line that are too few for a product; filters, and
+# channels times taps of a line, of large products.
+FEW_SPREAD, MANY_PACKED = 5, 32
+SHORT_LINE, MANY_FILTERS, DEEP_SHIFTED = 32, 32, 96
 
 Made: TypeAlias = Literal["y", "dx", "dout.T"]
 """What a tile makes, by name; for dw it is the part of dout that is read."""
@@ -49,59 +50,70 @@ def arrangement_for(geometry: ConvGeometry, layout: str, made: Made, *, packs: b
 
     And by whether the library's kernel ``packs``: copies the operands of small products too.
     """
+    last = layout == "channels_last"
     if is_depthwise(geometry):
         return bands_for(geometry, layout, for_dw=made == "dout.T", packs=packs)
-    lie = _of_short_products(geometry, layout, made)
-    last = layout == "channels_last"
-    if packs and isinstance(lie, Pointwise) and made != "dout.T":
-        return replace(lie, packed=True)
-    if packs and _long_products_pay(geometry, made, lie, last=last):
-        return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
-    return lie
-
-
-def _of_short_products(geometry: ConvGeometry, layout: str, made: Made) -> Arrangement:
     if geometry.pointwise:
-        return Pointwise(by_rows=layout == "channels_last")
-    stride = geometry.stride[-1]
+        return Pointwise(by_rows=last, packed=packs and made != "dout.T")
+    of = _of_packed_products if packs else _of_short_products
+    return of(geometry, made, last=last)
+
+
+def _of_packed_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Arrangement:
+    """Return how a tile lies for products whose operands are copied all the same.
+
+    Then a product should be large, and there is no need to choose for it between rows and columns.
+    """
+    channels, one = geometry.C // geometry.groups, geometry.groups == 1
+    if one and geometry.ndim > 1 and _large_products_pay(geometry, made):
+        return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
+    if one and made == "dx" and channels < FEW_SPREAD:
+        return _spread(geometry, last=last, by_rows=last)
+    if channels < MANY_PACKED or (made != "dx" and not last):
+        return _outer(geometry, made, last=last, by_rows=False)
+    return _inner(geometry, last=last)
+
+
+def _large_products_pay(geometry: ConvGeometry, made: Made) -> bool:
+    """Say whether planes are sooner shifted, so that a product takes many of their lines."""
+    if made == "dx":
+        many = max(geometry.F, MANY_PACKED) <= geometry.C
+        return many and adjoint_of(geometry) is not None
+    deep = max(geometry.stride) <= 2 and geometry.C * geometry.kernel[-1] >= DEEP_SHIFTED
+    return geometry.N * geometry.out[-1] < SHORT_LINE or (geometry.F >= MANY_FILTERS and deep)
+
+
+def _of_short_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Arrangement:
+    """Return how a tile lies for products that a kernel makes of operands where they are."""
     channels = geometry.C // geometry.groups
     rows = channels * math.prod(geometry.kernel[-2:-1])
-    last = layout == "channels_last"
     deep = _least_rows(geometry, last=last)
     if deep <= rows <= DEEPEST and _lines_pay(geometry, made, last=last):
-        return _outer(geometry, made, last=last)
-    long = geometry.out[-1] >= LONG_LINE
+        turns = _turns(geometry, made, WORTH_TURNING[0])
+        return _outer(geometry, made, last=last, by_rows=turns)
     few = rows * geometry.kernel[-1] <= FEW or (channels <= FEWEST and geometry.ndim > 1)
     if few and not (last and channels >= MANY):
-        return Spread(
-            not long and (not last or geometry.N >= MANY_IMAGES),
-            kernel=geometry.kernel[-1],
-            stride=stride,
-            reach=geometry.reach[-1],
-            by_rows=last or _turns(geometry, made, WORTH_TURNING[1]),
-        )
+        turns = _turns(geometry, made, WORTH_TURNING[1])
+        return _spread(geometry, last=last, by_rows=last or turns)
     if _unrolls(geometry, made):
         return Unrolled(geometry.kernel, geometry.stride, geometry.reach, by_rows=made == "dout.T")
+    return _inner(geometry, last=last)
+
+
+def _inner(geometry: ConvGeometry, *, last: bool) -> ChannelsInner:
+    stride, long = geometry.stride[-1], geometry.out[-1] >= LONG_LINE
     return ChannelsInner(stride == 1 and not long, planes=long and not last, stride=stride)
 
 
-def _long_products_pay(geometry: ConvGeometry, made: Made, lie: Arrangement, *, last: bool) -> bool:
-    """Say whether products of many lines are sooner done than those of another arrangement."""
-    if geometry.groups > 1 or geometry.ndim == 1:
-        return False
-    if not isinstance(lie, ChannelsInner | ChannelsOuter | Spread):
-        return False
-    many, small = geometry.F >= MANY_FILTERS, math.prod(geometry.out[-2:]) < LARGE_PLANE
-    short = geometry.out[-1] * (geometry.N if lie.interleaved else 1) < SHORT_LINE
-    outer, inner = isinstance(lie, ChannelsOuter), isinstance(lie, ChannelsInner)
-    together = lie.interleaved and not short and (small or outer)  # long lines of all images
-    if made == "y":
-        return short or (not together and (many or not last))
-    if made == "dout.T":
-        return inner and not together and (not last or (short and many))
-    large = geometry.F <= geometry.C and math.prod(geometry.size[-2:]) >= LARGE_PLANE
-    pays = not last or short or geometry.F < FEW_TO_COPY
-    return inner and large and pays and adjoint_of(geometry) is not None
+def _spread(geometry: ConvGeometry, *, last: bool, by_rows: bool) -> Spread:
+    short = geometry.out[-1] < LONG_LINE
+    return Spread(
+        short and (not last or geometry.N >= MANY_IMAGES),
+        kernel=geometry.kernel[-1],
+        stride=geometry.stride[-1],
+        reach=geometry.reach[-1],
+        by_rows=by_rows,
+    )
 
 
 def _least_rows(geometry: ConvGeometry, *, last: bool) -> int:
@@ -151,14 +163,13 @@ def _turning_pays(geometry: ConvGeometry, made: Made) -> bool:
     )
 
 
-def _outer(geometry: ConvGeometry, made: Made, *, last: bool) -> ChannelsOuter:
+def _outer(geometry: ConvGeometry, made: Made, *, last: bool, by_rows: bool) -> ChannelsOuter:
     """Return lines under each other; where channels come last, y has rows of filters already."""
-    long = geometry.out[-1] >= LONG_LINE
+    together = geometry.out[-1] < LONG_LINE
     if last and made == "y":
-        together = not long and _lie_cell_by_cell(geometry)
-        return ChannelsOuter(interleaved=together, by_rows=not together, stride=geometry.stride[-1])
-    by_rows = _turns(geometry, made, WORTH_TURNING[0])
-    return ChannelsOuter(interleaved=not long, by_rows=by_rows, stride=geometry.stride[-1])
+        together = together and _lie_cell_by_cell(geometry)
+        by_rows = not together
+    return ChannelsOuter(interleaved=together, by_rows=by_rows, stride=geometry.stride[-1])
 
 
 def _lie_cell_by_cell(geometry: ConvGeometry) -> bool:
