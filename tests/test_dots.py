@@ -256,6 +256,7 @@ def test_dots_are_for_depthwise_layers_of_long_lines():
     assert not is_dotted(ic.ConvGeometry.from_shapes((2, 1, 20, 21), (1, 1, 3, 2)))
     for line, dotted in ((SHORT_LINE, True), (SHORT_LINE - 1, False)):
         assert is_dotted(layer_of((2, 6, 20, line), (3, 1), {"stride": (2, 1)})) is dotted
+    assert is_dotted(layer_of((2, 6, 15, 39), (9, 9), {"stride": 2}))  # 8 x 20 of each phase
     for size, dotted in ((4, True), (3, False)):  # 4 + 4 is twice 4
         sparse = layer_of((2, 6, size, size), (3, 3), {"dilation": 2, "padding": 2})
         stored = (size + 4) ** 2

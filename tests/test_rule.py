@@ -52,6 +52,8 @@ def test_without_a_library_nothing_goes_tap_by_tap():
         ((9, 16, 20, 31), (17, 16, 2, 2), {}, DX),
         ((9, 17, 20, 31), (16, 17, 2, 2), {}, Y | DW),
         ((9, 16, 2000), (17, 16, 4), {}, DX),
+        ((9, 13, 20, 31), (16, 13, 1, 5), {}, ALL),
+        ((9, 16, 20, 31), (13, 16, 5, 1), {}, ALL),
         # dx whose columns would be scattered: with a stride, or of more than twice as many filters
         ((9, 16, 20, 31), (15, 16, 2, 2), {"stride": (2, 1)}, DX),
         ((9, 7, 20, 31), (15, 7, 2, 2), {}, DX),
@@ -75,7 +77,7 @@ def test_columns_of_one_cell_a_stride_apart_are_scattered():
 
 
 @pytest.mark.parametrize(
-    ("channels", "kernel", "last"), [(4, (3, 4), True), (3, (3, 4), False), (5, (2, 5), False)]
+    ("channels", "kernel", "last"), [(4, (3, 4), True), (3, (3, 4), False), (11, (1, 4), False)]
 )
 def test_few_channels_of_groups_that_come_last_go_as_columns(channels, kernel, last):
     shapes = (9, 2 * channels, 20, 31), (30, channels, *kernel)
@@ -122,7 +124,8 @@ def test_many_filters_go_as_columns_where_a_kernel_packs(x_shape, w_shape, keywo
         (WIDE, (8, 9, 60, 52), (5, 9, 1, 1), {}, ALL, ALL),
         (WIDE, (8, 9, 60, 52), (4, 9, 1, 1), {}, NONE, NONE),  # 1.8 MFLOP
         (WIDE, (80, 90, 8, 4), (40, 90, 1, 1), {}, ALL, ALL),
-        (WIDE, (80, 90, 6, 5), (40, 90, 1, 1), {}, NONE, NONE),  # few positions
+        (WIDE, (80, 90, 31, 1), (40, 90, 1, 1), {}, NONE, NONE),  # few positions
+        (WIDE, (9, 70, 20, 31), (20, 70, 1, 1), {"padding": 1}, Y | DW, Y | DW),
         (PACKING, (8, 9, 60, 52), (5, 9, 1, 1), {}, Y | DX, DX),
         # 4.01 and 3.9997 MFLOP a group
         (WIDE, (2, 96, 4, 163), (64, 48, 1, 1), {"groups": 2}, Y | DX, DX),
