@@ -1086,6 +1086,28 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         # few outputs in the lines of all images: 30 and 32
         ((3, 9, 9, 12), (9, 9, 3, 3), {}, "shifted shifted outer", "shifted shifted outer"),
         ((4, 9, 9, 10), (9, 9, 3, 3), {}, "outer outer outer", "outer outer outer"),
+        # those of one image, if channels that come last lie innermost and lines have a stride
+        (
+            (4, 32, 9, 64),
+            (9, 32, 3, 3),
+            {"stride": (1, 2)},
+            "outer outer inner",
+            "shifted shifted inner",
+        ),
+        (
+            (4, 32, 9, 66),
+            (9, 32, 3, 3),
+            {"stride": (1, 2)},
+            "outer outer inner",
+            "inner inner inner",
+        ),
+        (
+            (4, 31, 9, 64),
+            (9, 31, 3, 3),
+            {"stride": (1, 2)},
+            "outer outer outer",
+            "outer outer outer",
+        ),
         # channels: 4 are spread for dx, from 32 on they lie innermost
         ((4, 4, 9, 24), (9, 4, 3, 3), {}, "outer outer spread", "outer outer spread"),
         ((4, 5, 9, 24), (9, 5, 3, 3), {}, "outer outer outer", "outer outer outer"),

@@ -56,7 +56,7 @@ every_layer_of_all = pytest.mark.parametrize(
 def _all_layers_shifted():
     """Let planes be shifted wherever they can be, and not only where that pays."""
 
-    def covered(geometry, made):
+    def covered(geometry, made, *, last):
         return made != "dx" or adjoint_of(geometry) is not None
 
     with pytest.MonkeyPatch.context() as patch:

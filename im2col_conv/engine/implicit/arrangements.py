@@ -65,7 +65,7 @@ def _of_packed_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Ar
     Then a product should be large, and there is no need to choose for it between rows and columns.
     """
     channels, one = geometry.C // geometry.groups, geometry.groups == 1
-    if one and geometry.ndim > 1 and _large_products_pay(geometry, made):
+    if one and geometry.ndim > 1 and _large_products_pay(geometry, made, last=last):
         return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
     if one and made == "dx" and channels < FEW_SPREAD:
         return _spread(geometry, last=last, by_rows=last)
@@ -74,13 +74,15 @@ def _of_packed_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Ar
     return _inner(geometry, last=last)
 
 
-def _large_products_pay(geometry: ConvGeometry, made: Made) -> bool:
+def _large_products_pay(geometry: ConvGeometry, made: Made, *, last: bool) -> bool:
     """Say whether planes are sooner shifted, so that a product takes many of their lines."""
     if made == "dx":
         many = max(geometry.F, MANY_PACKED) <= geometry.C
         return many and adjoint_of(geometry) is not None
     deep = max(geometry.stride) <= 2 and geometry.C * geometry.kernel[-1] >= DEEP_SHIFTED
-    return geometry.N * geometry.out[-1] < SHORT_LINE or (geometry.F >= MANY_FILTERS and deep)
+    alone = last and geometry.C >= MANY_PACKED and geometry.stride[-1] > 1  # as ``inner`` has them
+    line = geometry.out[-1] * (1 if alone else geometry.N)
+    return line < SHORT_LINE or (geometry.F >= MANY_FILTERS and deep)
 
 
 def _of_short_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Arrangement:
