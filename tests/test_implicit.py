@@ -1113,6 +1113,21 @@ def test_a_depthwise_layer_of_no_images_has_no_outputs():
         ((4, 5, 9, 24), (9, 5, 3, 3), {}, "outer outer outer", "outer outer outer"),
         ((4, 31, 240), (90, 31, 3), {}, "outer outer outer", "outer outer outer"),
         ((4, 32, 240), (90, 32, 3), {}, "outer outer inner", "inner inner inner"),
+        # phases that no tap meets
+        (
+            (4, 64, 9, 80),
+            (9, 64, 3, 2),
+            {"stride": (1, 3)},
+            "spread spread spread",
+            "shifted shifted spread",
+        ),
+        (
+            (4, 64, 9, 80),
+            (9, 64, 3, 3),
+            {"stride": (1, 3)},
+            "outer outer inner",
+            "shifted shifted inner",
+        ),
         # groups
         ((4, 64, 9, 24), (64, 32, 3, 3), {"groups": 2}, "outer outer inner", "inner inner inner"),
         ((4, 62, 9, 24), (64, 31, 3, 3), {"groups": 2}, "outer outer outer", "outer outer outer"),

@@ -99,6 +99,10 @@ def test_few_channels_of_groups_that_come_last_go_as_columns(channels, kernel, l
         ((9, 43, 20, 31), (64, 43, 3, 3), {"stride": (3, 1)}, ALL),
         ((9, 62, 20, 31), (128, 31, 3, 3), {"groups": 2}, ALL),
         ((9, 62, 20, 31), (130, 31, 3, 3), {"groups": 2}, DX),
+        # which are those of planes: not of groups or along one axis
+        ((9, 86, 20, 31), (130, 43, 3, 3), {"groups": 2}, DX),
+        ((9, 43, 200), (64, 43, 3), {}, ALL),
+        ((9, 43, 200), (65, 43, 3), {}, DX),
         # 100 outputs: for four times as many as filters, for dx as many
         ((1, 60, 12, 12), (25, 60, 3, 3), {}, ALL),
         ((1, 60, 12, 12), (26, 60, 3, 3), {}, DX),

@@ -1,9 +1,9 @@
 """Which way "auto" takes: one rule from the geometry, the type and the kernel of the private BLAS.
 
 Columns copy a cell once for each tap that meets it, and then a product takes as many numbers as it
-can. Tap by tap a cell is copied once, and products are many and small. So columns are taken where
-copies cost little beside the products, or small products take long. Nothing is timed at run time:
-the bounds were measured (docs/ways.md).
+can. Tap by tap a cell is copied once, or once for each tap of one axis, and products are many and
+small. So columns are taken where copies cost little beside the products, or small products take
+long. Nothing is timed at run time: the bounds were measured (docs/ways.md).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FEW_ROWS = 12  # channels of a group, which come last, times taps of the axis be
 # Where a kernel copies all operands: outputs of all images for each filter; channels; filters of a
 # group; channels times taps of the last axis.
 LEAST_OUTPUTS, FEW_CHANNELS, FEW_FILTERS, DEEP = 4, 4, 64, 128
-# Of depthwise layers: channels that come last, and taps, for views; for y where a kernel copies all
-# operands.
+# Of depthwise layers whose channels come last, for bands and not views: less channels, or so many
+# taps; for y where a kernel copies all operands.
 FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
-LONG_LINES = 33  # outputs of a line of all images, for bands to make dw sooner than dots
-# And where channels come last: those of a line, or images; channels.
-LONG_LINE, MANY_IMAGES, SOME_PLANES = 60, 16, 8
+# For bands to make dw sooner than dots: outputs of all images in a line; where channels come last,
+# those of one image, or images; channels.
+LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 
 
 def tap_by_tap_pays(
@@ -62,7 +62,7 @@ def tap_by_tap_pays(
 
 
 def _copies_cost_much(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool:
-    """Say whether columns take long to copy, or for dx to scatter, beside their product."""
+    """Say whether columns take long to copy, or for dx to scatter, beside what they save."""
     summed, shallow = geometry.C, SHALLOW
     if geometry.groups > 1:
         rows = geometry.C // geometry.groups * math.prod(geometry.kernel[-2:-1])
@@ -79,7 +79,7 @@ def _copies_cost_much(each: Pass, geometry: ConvGeometry, *, last: bool) -> bool
 
 
 def _windows_are_apart(geometry: ConvGeometry) -> bool:
-    """Say whether there is a stride, and no two windows overlap."""
+    """Say whether there is a stride, and along no axis more taps than it."""
     pairs = zip(geometry.kernel, geometry.stride, strict=True)
     return max(geometry.stride) > 1 and all(taps <= stride for taps, stride in pairs)
 
@@ -87,9 +87,9 @@ def _windows_are_apart(geometry: ConvGeometry) -> bool:
 def _packing_pays(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether a kernel that copies the operands of each product has few of them to copy.
 
-    Not if there are more weights to arrange than columns to copy, or channels so few that columns
-    cost less anyway. Many filters make columns cheap, but products of many lines are as large, if
-    they are deep.
+    Not if outputs are few beside the filters, so that weights take longer to arrange than columns
+    to copy, or channels so few that columns cost less anyway. Many filters make columns cheap, but
+    products of shifted planes are as large, if they are deep.
     """
     channels, filters = geometry.C // geometry.groups, geometry.F // geometry.groups
     outputs = geometry.N * geometry.positions
@@ -97,7 +97,8 @@ def _packing_pays(each: Pass, geometry: ConvGeometry) -> bool:
         return filters <= outputs
     if geometry.groups == 1 and channels < FEW_CHANNELS:
         return False
-    deep = max(geometry.stride) <= 2 and channels * geometry.kernel[-1] >= DEEP
+    planes = geometry.groups == 1 and geometry.ndim > 1 and max(geometry.stride) <= 2
+    deep = planes and channels * geometry.kernel[-1] >= DEEP
     return LEAST_OUTPUTS * filters <= outputs and (deep or filters <= FEW_FILTERS)
 
 
@@ -123,12 +124,12 @@ def _bands_pay(
         return not last or geometry.C < FEW_PLANES or geometry.taps >= many
     if last:
         return not packs and _bands_beat_turned_dots(geometry, dtype)
-    short = packs or geometry.N * geometry.out[-1] < LONG_LINES
+    short = packs or geometry.N * geometry.out[-1] < LINE_OF_ALL
     return not (short and dots.has_lines(geometry, dtype))
 
 
 def _bands_beat_turned_dots(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     """Say whether bands make dw sooner than dots of channels that come last, which are turned."""
     turned = dots.has_lines(geometry, dtype) and dots.turning_pays(geometry, dtype)
-    many = geometry.N >= MANY_IMAGES or geometry.out[-1] >= LONG_LINE
+    many = geometry.N >= MANY_IMAGES or geometry.out[-1] >= LINE_OF_ONE
     return turned and geometry.ndim == 2 and geometry.C >= SOME_PLANES and many

@@ -90,7 +90,7 @@ class DotsPlan(Plan):
 def plan_dots(
     geometry: ConvGeometry, layout: str, result: np.dtype[Any], workspace: int
 ) -> DotsPlan | None:
-    """Draw the tiles; None where it is no such layer, or lines are too long."""
+    """Draw the tiles; None where it is no such layer, views pay, or lines are too long."""
     dtype = computing_type(result)
     if not has_lines(geometry, dtype):
         return None
@@ -154,7 +154,7 @@ def _tile(geometry: ConvGeometry, planes: int, shares: int, *, turned: bool) -> 
 def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     """Say whether each channel sees itself alone, and its lines are worth storing.
 
-    Not where they would be mostly zeros, nor short ones of each phase.
+    Not where they would be mostly zeros, nor where a stride leaves lines of less than 16 outputs.
     """
     if not geometry.depthwise or dtype.kind not in "fc":
         return False

@@ -35,9 +35,10 @@ WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of fil
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
-# Where a kernel copies all operands: channels of dx that are better spread, and those that lie
-# better innermost; outputs of all images in a line that are too few for a product; filters, and
-# channels times taps of a line, of large products.
+# Where a kernel copies all operands, and then none of those above but MANY_IMAGES and LONG_LINE:
+# channels below which dx is better spread, and from which they lie better innermost; outputs of all
+# images in a line, below which they are too few for a product; filters, and channels times taps of
+# a line, of large products.
 FEW_SPREAD, MANY_PACKED = 5, 32
 SHORT_LINE, MANY_FILTERS, DEEP_SHIFTED = 32, 32, 96
 
@@ -67,7 +68,8 @@ def _of_packed_products(geometry: ConvGeometry, made: Made, *, last: bool) -> Ar
     channels, one = geometry.C // geometry.groups, geometry.groups == 1
     if one and geometry.ndim > 1 and _large_products_pay(geometry, made, last=last):
         return Shifted(last, kernel=geometry.kernel[-1], stride=geometry.stride[-2])
-    if one and made == "dx" and channels < FEW_SPREAD:
+    phases = geometry.kernel[-1] < geometry.stride[-1]  # some of which no tap meets
+    if phases or (one and made == "dx" and channels < FEW_SPREAD):
         return _spread(geometry, last=last, by_rows=last)
     if channels < MANY_PACKED or (made != "dx" and not last):
         return _outer(geometry, made, last=last, by_rows=False)
