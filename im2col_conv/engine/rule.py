@@ -15,6 +15,7 @@ import numpy as np
 
 from im2col_conv.engine.im2col import dots
 from im2col_conv.engine.im2col.input_grad import gathers
+from im2col_conv.engine.implicit.bands import is_depthwise
 from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Pass
 from im2col_conv.geometry import ConvGeometry
@@ -50,8 +51,12 @@ def tap_by_tap_pays(
         return False
     last = layout == "channels_last"
     if geometry.depthwise:
-        enough = geometry.ndim > 1 and geometry.flops >= LEAST_FLOPS_OF_PLANES
-        return enough and _bands_pay(each, geometry, dtype, last=last, packs=blas.packs)
+        enough = geometry.flops >= LEAST_FLOPS_OF_PLANES
+        return (
+            enough
+            and is_depthwise(geometry)
+            and _bands_pay(each, geometry, dtype, last=last, packs=blas.packs)
+        )
     if geometry.flops < LEAST_FLOPS:
         return False
     if geometry.pointwise:

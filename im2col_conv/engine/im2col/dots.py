@@ -96,9 +96,7 @@ def plan_dots(
         return None
     if layout == "channels_last" and not turning_pays(geometry, dtype):
         return None
-    sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
-    before, _ = zip(*geometry.padding, strict=True)
-    axes = tuple(map(axis_of, *sizes, before))
+    axes = _axes_of(geometry)
     plane = math.prod(axis.length for axis in axes)
     work = geometry.flops + CELL_COST * (math.prod(geometry.x_shape) + math.prod(geometry.y_shape))
     shares = EVEN if work >= LEAST_SHARED else 1
@@ -158,10 +156,15 @@ def has_lines(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:
     """
     if not geometry.depthwise or dtype.kind not in "fc":
         return False
-    lengths = zip(geometry.out, geometry.reach, geometry.stride, strict=True)
-    stored = math.prod(out + (reach - 1) // stride for out, reach, stride in lengths)
+    stored = math.prod(axis.length for axis in _axes_of(geometry))
     long = max(geometry.stride) == 1 or geometry.out[-1] >= SHORT_LINE
     return long and stored <= MOST_STORED * geometry.positions
+
+
+def _axes_of(geometry: ConvGeometry) -> tuple[Axis, ...]:
+    sizes = (geometry.size, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)
+    before, _ = zip(*geometry.padding, strict=True)
+    return tuple(map(axis_of, *sizes, before))
 
 
 def turning_pays(geometry: ConvGeometry, dtype: np.dtype[Any]) -> bool:

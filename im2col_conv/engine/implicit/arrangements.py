@@ -35,10 +35,10 @@ WORTH_TURNING = 160, 200  # numbers of a window, for y to be made in rows of fil
 LEAST_FILTERS = 2, 8  # for each output of all images, to copy windows and not weights: y; dx, dw
 MOST_WEIGHTS = 2**22  # of one group, so that the workspace holds its windows as well
 MANY_IMAGES = 16  # that make a product of one output of each
-# Where a kernel copies all operands, and then none of those above but MANY_IMAGES and LONG_LINE:
-# channels below which dx is better spread, and from which they lie better innermost; outputs of all
-# images in a line, below which they are too few for a product; filters, and channels times taps of
-# a line, of large products.
+# Where a kernel copies all operands, and then of those above only FEW_IMAGES, LONG_LINE
+# and MANY_IMAGES: channels below which dx is better spread, and from which they lie better
+# innermost; outputs of all images in a line, below which they are too few for a product; filters,
+# and channels times taps of a line, of large products.
 FEW_SPREAD, MANY_PACKED = 5, 32
 SHORT_LINE, MANY_FILTERS, DEEP_SHIFTED = 32, 32, 96
 
