@@ -1,10 +1,10 @@
 """Which way "auto" takes: each bound of the rule from both of its sides."""
 
+import numpy as np
 import pytest
 
 import im2col_conv as ic
-
-from .choices import library_with, pays_in
+from im2col_conv.engine.rule import tap_by_tap_pays
 
 Y, DW, DX = {"forward"}, {"weight_grad"}, {"input_grad"}
 ALL = Y | DW | DX
@@ -13,10 +13,24 @@ WIDE, PACKING = "SkylakeX", "Haswell"
 LAYOUTS = ("channels_first", "channels_last")
 
 
+class Library:
+    """What the rule asks of a private BLAS that runs the kernels of a named processor."""
+
+    types = frozenset({np.dtype(np.float32)})
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.packs = kernel in ("Haswell", "Zen")
+
+
+def pays_in(each, geometry, layout, library):
+    return tap_by_tap_pays(each, geometry, layout, np.dtype(np.float32), library)
+
+
 def taken(kernel, x_shape, w_shape, keywords, layout):
     """Return the passes that go tap by tap."""
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    library = library_with(kernel)
+    library = Library(kernel)
     return {each for each in ALL if pays_in(each, geometry, layout, library)}
 
 
