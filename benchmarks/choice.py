@@ -1,12 +1,13 @@
-"""Ask of random layers whether "auto" takes the quicker of the two ways.
+"""Ask of random layers whether "auto" takes the quickest way.
 
 From the repository root::
 
     python benchmarks/choice.py                                     # draw layers and print a table
     python benchmarks/choice.py --layers 90 --seed 4 --output FILE  # keep every figure as JSON
 
-*Regret* is the time of the way that "auto" takes over the time of the quicker one: 1 where that is
-the same. Each pass of each layer runs both ways turn about, as contestants of the benchmark do.
+*Regret* is the time of the way that "auto" takes over the time of the quickest one: 1 where that is
+the same. Each pass of each layer runs all ways that there are turn about, as contestants of the
+benchmark do.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from im2col_conv.cli.benchmark.layers import Layer, Layout
 from im2col_conv.cli.benchmark.record import circumstances, write
 from im2col_conv.cli.benchmark.timing import turn_about
 from im2col_conv.engine.choice import way_of
+from im2col_conv.engine.direct.plan import covers
+from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.openblas import private_blas
 
 Pass = Literal["forward", "weight_grad", "input_grad"]
 Case = dict[str, Any]
 
-WAYS = ("implicit", "im2col")
 LAYOUTS: tuple[Layout, ...] = ("channels_first", "channels_last")
 FLOPS = (2 * 10**6, 6 * 10**8)  # of a pass
 TURNS = 5
@@ -92,7 +95,7 @@ def cases_of(layer: Layer) -> Iterator[Case]:
     }
     geometry = geometry_of(layer)
     for each, work in works.items():
-        measured = turn_about({way: partial(work, way) for way in WAYS}, TURNS)
+        measured = turn_about({way: partial(work, way) for way in ways_of(each, geometry)}, TURNS)
         seconds = {way: each_way.lower_quartile for way, each_way in measured.items()}
         taken = way_of(each, "auto", geometry, layer.layout, np.dtype(layer.dtype))
         regret = seconds[taken] / min(seconds.values())
@@ -104,6 +107,13 @@ def cases_of(layer: Layer) -> Iterator[Case]:
             "seconds": seconds,
             "regret": regret,
         }
+
+
+def ways_of(each: Pass, geometry: ic.ConvGeometry) -> list[str]:
+    """Return the exact ways in which a pass can run here."""
+    runs = why_not_run() is None and covers(each, geometry)
+    library = private_blas() is not None
+    return ["im2col", *["implicit"] * library, *["direct"] * runs]
 
 
 def run(layers: int, seed: int, workers: int, flops: tuple[float, float] = FLOPS) -> Case:
@@ -129,7 +139,7 @@ def run(layers: int, seed: int, workers: int, flops: tuple[float, float] = FLOPS
 def table(record: Case) -> str:
     """Return the regret by layout and pass, with the worst layer."""
     lines = [
-        "| layout | pass | cases | auto takes the quicker | regret | worst | where |",
+        "| layout | pass | cases | auto takes the quickest | regret | worst | where |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     cases = cast("list[Case]", record["cases"])
@@ -149,7 +159,7 @@ def row_of(cases: list[Case]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Ask whether "auto" takes the quicker way.')
+    parser = argparse.ArgumentParser(description='Ask whether "auto" takes the quickest way.')
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=ic.get_workers())

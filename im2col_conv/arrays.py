@@ -25,6 +25,7 @@ __all__ = [
     "layout_shape",
     "logical_shape",
     "new_result",
+    "numbers_in",
     "read_array",
     "result_type",
     "without_warnings",
@@ -145,6 +146,23 @@ def address(array: Array) -> int:
     except (TypeError, ValueError):  # read-only, or empty
         start: int = array.ctypes.data
         return start
+
+
+def numbers_in(array: Array) -> int:
+    """Return how many numbers lie from the first of an array to its last."""
+    return (
+        array.size
+        if array.flags.c_contiguous
+        else _span(array.shape, array.strides, array.itemsize)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
+    reaches = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
+    if 0 in shape or any(reach < 0 or reach % itemsize for reach in reaches):
+        return 0  # nothing, or no numbers that could be counted so
+    return sum(reaches) // itemsize + 1
 
 
 def by_group(array: Array, groups: int) -> Array:

@@ -464,7 +464,7 @@ def test_the_choice_is_timed_on_random_layers(choice):
     json.dumps(record)
     for case in record["cases"]:
         seconds = case["seconds"]
-        assert set(seconds) == {"implicit", "im2col"}
+        assert {"im2col", "implicit"} <= set(seconds) <= {"im2col", "implicit", "direct"}
         assert case["regret"] == seconds[case["auto"]] / min(seconds.values())
         assert case["layer"] in record["layers"]
 

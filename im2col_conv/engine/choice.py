@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 
 from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.adjoint import adjoint_of
+from im2col_conv.engine.direct import forward as direct_forward
+from im2col_conv.engine.direct import plan as direct_plan
 from im2col_conv.engine.im2col import dots, lookup
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
@@ -20,9 +22,11 @@ from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.jobs import Job, Work
+from im2col_conv.engine.kernels import level_of, processor_features
+from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Pass, Plan
-from im2col_conv.engine.rule import tap_by_tap_pays
+from im2col_conv.engine.rule import direct_pays, tap_by_tap_pays
 from im2col_conv.engine.winograd import forward as winograd_forward
 from im2col_conv.engine.winograd import plan as winograd_plan
 from im2col_conv.engine.workers import Scratch
@@ -41,11 +45,11 @@ __all__ = [
 ]
 
 KEPT = 256  # plans of each pass
-ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
+ALGORITHMS = ("auto", "im2col", "implicit", "direct", "winograd")
 
 P = ParamSpec("P")
 
-Way: TypeAlias = Literal["im2col", "implicit", "winograd"]
+Way: TypeAlias = Literal["im2col", "implicit", "direct", "winograd"]
 
 
 def way_of(
@@ -62,13 +66,14 @@ def way_of(
     """
     if algorithm == "im2col":
         return "im2col"
-    dtype, blas = computing_type(result), private_blas()
+    dtype = computing_type(result)
     if algorithm == "auto":
-        return "implicit" if tap_by_tap_pays(each, geometry, layout, dtype, blas) else "im2col"
-    if blas is None:
-        raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
-    if dtype not in blas.types:
-        raise ValueError(f'algorithm="{algorithm}" computes in float32 or float64, got {dtype}')
+        return _quickest(each, geometry, layout, dtype)
+    if algorithm == "direct":
+        _complain_of_machine(dtype)
+        covered = direct_plan.covers(each, geometry)
+        return "direct" if covered else _quickest(each, geometry, layout, dtype)
+    _complain_of_blas(algorithm, dtype)
     if algorithm == "implicit":
         return "implicit"
     complaint = winograd_plan.covers(geometry, dtype)
@@ -76,7 +81,41 @@ def way_of(
         raise ValueError(f'algorithm="winograd" does not cover this: {complaint}')
     if each == "forward" or (each == "input_grad" and adjoint_of(geometry) is not None):
         return "winograd"
-    return way_of(each, "auto", geometry, layout, result)
+    return _quickest(each, geometry, layout, dtype)
+
+
+def _quickest(each: Pass, geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> Way:
+    """Return the way that "auto" takes."""
+    covered = dtype in direct_plan.TYPES and direct_plan.covers(each, geometry)
+    if _measured() and covered and direct_pays(each, geometry, layout):
+        return "direct"
+    blas = private_blas()
+    return "implicit" if tap_by_tap_pays(each, geometry, layout, dtype, blas) else "im2col"
+
+
+def _complain_of_machine(dtype: np.dtype[Any]) -> None:
+    complaint = why_not_run()
+    if complaint is not None:
+        raise ValueError(f'algorithm="direct" cannot run here: {complaint}')
+    if dtype not in direct_plan.TYPES:
+        raise ValueError(f'algorithm="direct" computes in float32 or float64, got {dtype}')
+
+
+def _complain_of_blas(algorithm: str, dtype: np.dtype[Any]) -> None:
+    blas = private_blas()
+    if blas is None:
+        raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
+    if dtype not in blas.types:
+        raise ValueError(f'algorithm="{algorithm}" computes in float32 or float64, got {dtype}')
+
+
+@cache
+def _measured() -> bool:
+    """Say whether the processor is of the kind on which the direct way was measured.
+
+    It has no AVX-512, whose registers are twice as wide as those of the code, and twice as many.
+    """
+    return why_not_run() is None and level_of(processor_features()) == "AVX2"
 
 
 def _kept(draw: Callable[P, Plan]) -> Callable[P, Plan]:
@@ -106,6 +145,12 @@ def forward_plan(
     way = way_of("forward", algorithm, geometry, layout, result)
     if way == "winograd":
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
+    if way == "direct":
+        direct = direct_plan.plan_direct(
+            geometry, layout, computing_type(result), workspace, flipped=False
+        )
+        if _fits(direct, algorithm, workspace):
+            return direct
     if way == "implicit":
         plan = implicit_forward.plan_forward(
             geometry, layout, computing_type(result), workspace, packs=_blas().packs
@@ -159,6 +204,12 @@ def input_grad_plan(
         adjoint = adjoint_of(geometry)
         assert adjoint is not None  # or it would not be the way
         return winograd_plan.plan_forward(adjoint, computing_type(result), workspace)
+    if way == "direct":
+        direct = direct_plan.plan_direct(
+            geometry, layout, computing_type(result), workspace, flipped=True
+        )
+        if _fits(direct, algorithm, workspace):
+            return direct
     if way == "implicit":
         plan = implicit_input_grad.plan_input_grad(
             geometry, layout, computing_type(result), workspace, packs=_blas().packs
@@ -176,9 +227,9 @@ def input_grad_plan(
 def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:
     """Say whether one tile fits the workspace; complain where the algorithm was named."""
     needed = plan.shared_bytes + plan.worker_bytes
-    if needed > workspace and algorithm == "implicit":
+    if needed > workspace and algorithm == plan.algorithm:
         raise ValueError(
-            f'algorithm="implicit" needs a workspace of {needed} bytes for this layer, and '
+            f'algorithm="{algorithm}" needs a workspace of {needed} bytes for this layer, and '
             f"{workspace} are set: see set_workspace"
         )
     return needed <= workspace
@@ -192,6 +243,8 @@ def forward_job(plan: Plan, x: Array, w: Weights, b: Array | None, y: Array) -> 
             return lookup.forward(plan, x, w.array, b, y)
         if isinstance(plan, im2col_forward.ForwardPlan):
             return im2col_forward.forward(plan, x, w.array, b, y)
+        if isinstance(plan, direct_plan.DirectPlan):
+            return direct_forward.forward(plan, shared, x, w, b, y)
         if isinstance(plan, winograd_plan.WinogradPlan):
             return winograd_forward.forward(plan, _blas(), shared, x, w, b, y)
         assert isinstance(plan, ImplicitPlan)
@@ -226,6 +279,8 @@ def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Arr
             return im2col_input_grad.input_grad(plan, dout, w.array, b, dx)
         if isinstance(plan, PhasedPlan):
             return input_grad_by_phases(plan, dout, w.array, b, dx)
+        if isinstance(plan, direct_plan.DirectPlan):
+            return direct_forward.forward(plan, shared, dout, w, b, dx)
         if isinstance(plan, im2col_input_grad.GatherPlan):
             return im2col_input_grad.gather(plan, dout, w.array, b, dx)
         if isinstance(plan, winograd_plan.WinogradPlan):

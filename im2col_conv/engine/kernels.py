@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Literal, NamedTuple
 
-__all__ = ["Judgement", "export_line", "judge", "processor_features"]
+__all__ = ["Judgement", "export_line", "judge", "level_of", "processor_features"]
 
 # NumPy's names for what a processor offers; newer versions group them into levels.
 _LEVELS = {"AVX512": ("AVX512_SKX", "X86_V4"), "AVX2": ("AVX2", "X86_V3")}
@@ -63,7 +63,7 @@ def judge(name: str, kernel: str, features: Mapping[str, bool]) -> Judgement:
     """
     if "openblas" not in name.lower():
         return Judgement("unknown", f"{name} picks its kernels in its own way")
-    offered = _offered(features)
+    offered = level_of(features)
     if offered is None:
         return Judgement("unknown", "the processor has neither AVX2 nor AVX-512, as far as known")
     ranks = list(_KERNELS)
@@ -90,8 +90,14 @@ def processor_features() -> dict[str, bool]:
         return {}
 
 
-def _offered(features: Mapping[str, bool]) -> str | None:
-    """Return the best level that the processor has, of those that kernels differ by."""
+def level_of(features: Mapping[str, bool]) -> str | None:
+    """Return the best level that the processor has, of those that kernels differ by.
+
+    Examples
+    --------
+    >>> level_of({"AVX2": True, "AVX512_SKX": False})
+    'AVX2'
+    """
     return next(
         (level for level, names in _LEVELS.items() if any(features.get(n) for n in names)), None
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from im2col_conv.arrays import Array, address
+from im2col_conv.arrays import Array, address, numbers_in
 
 __all__ = ["Bias", "Operand", "Products"]
 
@@ -115,7 +115,7 @@ class Products:
                 raise ValueError("the products need a bias")
             arrays += [bias, _ones(self.reach[_ONES], c.dtype)]
         for array, reach in zip(arrays, self.reach, strict=True):
-            if array.dtype != c.dtype or _numbers(array) < reach:
+            if array.dtype != c.dtype or numbers_in(array) < reach:
                 raise ValueError(
                     f"the products need {reach} numbers of {c.dtype}, got an array of shape "
                     f"{array.shape}, {array.dtype}, strides {array.strides}"
@@ -274,23 +274,6 @@ class _Groups:
             dtype: _rows(array) for dtype, array in factors.items()
         }
         self._kept = (table, lengths, *factors.values())  # alive as long as their addresses
-
-
-def _numbers(array: Array) -> int:
-    """Return how many numbers lie from the first of an array to its last."""
-    return (
-        array.size
-        if array.flags.c_contiguous
-        else _span(array.shape, array.strides, array.itemsize)
-    )
-
-
-@lru_cache(maxsize=1024)
-def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
-    reaches = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
-    if 0 in shape or any(reach < 0 or reach % itemsize for reach in reaches):
-        return 0  # nothing, or no numbers that could be counted so
-    return sum(reaches) // itemsize + 1
 
 
 def _reach(rows: Array, columns: Array, offset: Array, ld: Array) -> int:

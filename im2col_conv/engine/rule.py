@@ -1,9 +1,11 @@
-"""Which way "auto" takes: one rule from the geometry, the type and the kernel of the private BLAS.
+"""Which way "auto" takes: one rule from the geometry, the type, the processor and the private BLAS.
 
 Columns copy a cell once for each tap that meets it, and then a product takes as many numbers as it
 can. Tap by tap a cell is copied once, or once for each tap of one axis, and products are many and
 small. So columns are taken where copies cost little beside the products, or small products take
-long. Nothing is timed at run time: the bounds were measured (docs/ways.md).
+long. The direct way copies nothing but padding; it is the quicker one unless weights are many
+beside the outputs that share them. Nothing is timed at run time: the bounds were measured
+(docs/ways.md).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from im2col_conv.engine.openblas import OpenBlas
 from im2col_conv.engine.plan import Pass
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["tap_by_tap_pays"]
+__all__ = ["direct_pays", "tap_by_tap_pays"]
 
 WIDE = frozenset({"SkylakeX", "Cooperlake", "Sapphirerapids"})  # kernels for AVX-512
 
@@ -37,6 +39,35 @@ FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
 # For bands to make dw sooner than dots: outputs of all images in a line; where channels come last,
 # those of one image, or images; channels.
 LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
+
+# For the direct way: operations; outputs of all images for each filter of a group; numbers that a
+# result is the sum of, for dx and where channels come last; channels of a group of dx that fill a
+# vector, where they come last.
+LEAST_FLOPS_DIRECT = {"channels_first": 2 * 10**5, "channels_last": 10**6}
+LEAST_FLOPS_ALONE = 10**5
+LEAST_SHARING, MOST_SUMMED, FEWEST_SIDE_BY_SIDE = 16, 400, 8
+# Of kernels of one cell, where channels come first.
+LEAST_SHARING_OF_ONE, FEW_WEIGHTS, SHORTEST_LINE = 64, 1536, 8
+
+
+def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
+    """Say whether a layer that the direct way covers is better summed in registers."""
+    last = layout == "channels_last"
+    made, read = (n // geometry.groups for n in (geometry.F, geometry.C))
+    outputs = geometry.N * geometry.positions
+    if each == "input_grad":
+        made, read, outputs = read, made, geometry.N * math.prod(geometry.size)
+    if read == 1 and geometry.groups > 1 and (made == 1 or (made == 2 and not last)):
+        return geometry.flops >= LEAST_FLOPS_ALONE
+    summed = read * geometry.taps
+    if geometry.flops < LEAST_FLOPS_DIRECT[layout] or outputs < LEAST_SHARING * made:
+        return False
+    if geometry.taps == 1:
+        few = made * read <= FEW_WEIGHTS and outputs >= LEAST_SHARING_OF_ONE * made
+        return not last and few and geometry.out[-1] >= SHORTEST_LINE
+    if each == "input_grad":
+        return summed <= MOST_SUMMED and (not last or made >= FEWEST_SIDE_BY_SIDE)
+    return not last or summed <= MOST_SUMMED
 
 
 def tap_by_tap_pays(

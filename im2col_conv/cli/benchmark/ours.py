@@ -11,7 +11,7 @@ from im2col_conv.cli.benchmark.layers import Layer
 
 __all__ = ["ALGORITHMS", "set_up_with"]
 
-ALGORITHMS = ("auto", "im2col", "implicit", "winograd")
+ALGORITHMS = ("auto", "im2col", "implicit", "direct", "winograd")
 """What ``im2col_conv.conv`` takes as ``algorithm``."""
 
 

@@ -1,0 +1,200 @@
+"""Where the cells of a tile are: as they were given, or in a copy with the zeros around them.
+
+A tile's outputs o of an axis, counted from its first, meet its cells o s + t d at tap t, where the
+first cell may be one of padding. Where channels come first and s > 1 on the last axis, cells a
+stride apart lie side by side, phase after phase: then neighbouring outputs see neighbouring cells.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices
+
+__all__ = ["Cells", "Steps", "cells_of", "steps_of"]
+
+FARTHEST = 2**31 - 1  # bytes that a table holds as the offset of a term
+
+
+class Steps(NamedTuple):
+    """Numbers from one cell to the next along each axis; of the last axis, from phase to phase."""
+
+    image: int
+    channel: int
+    axes: tuple[int, ...]
+    phase: int
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that a tile of outputs sees, with padding.
+
+    Attributes
+    ----------
+    outs, kernel, stride, dilation : tuple of int
+        Of the tile.
+    before, inside : tuple of int
+        Cells of padding before, and cells of the input, along each axis.
+    last : bool
+        Whether channels come last.
+    planes : bool
+        Whether the copy has plane after plane where they come first, or the lines of all channels
+        under each other, so that what a window holds lies on few pages.
+    phased : bool
+        Whether cells a stride apart lie side by side, since vectors are read along lines.
+    """
+
+    outs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    inside: tuple[int, ...]
+    last: bool
+    planes: bool
+    phased: bool
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Cells along each axis, with padding."""
+        sizes = zip(self.outs, self.stride, self.kernel, self.dilation, strict=True)
+        return tuple((o - 1) * s + (k - 1) * d + 1 for o, s, k, d in sizes)
+
+    @property
+    def phases(self) -> int:
+        """In how many parts cells along the last axis lie."""
+        return self.stride[-1] if self.phased else 1
+
+    def numbers(self, images: int, channels: int) -> int:
+        """Return the numbers of a copy."""
+        return math.prod(self.shape(images, channels))
+
+    def shape(self, images: int, channels: int) -> tuple[int, ...]:
+        """Return that of a copy: (n, *cells, c), or (n, *outer, c, phases, cells of a phase).
+
+        In planes, c comes before the outer axes.
+        """
+        *outer, line = self.extent
+        if self.last:
+            return (images, *outer, line, channels)
+        lines = (self.phases, -(-line // self.phases))
+        if self.planes:
+            return (images, channels, *outer, *lines)
+        return (images, *outer, channels, *lines)
+
+    def steps_in_place(self, image: Array, dtype: np.dtype[Any]) -> Steps | None:
+        """Return how ``image[n, c, *inside]`` lies, if sums can read it as it is."""
+        if self.phases > 1 or self.padded:
+            return None
+        lines = image.swapaxes(1, -1) if self.last else image
+        if lines.strides[-1] != image.itemsize:
+            return None
+        given = steps_of(image, dtype)
+        if given is None or _span(image) > FARTHEST:
+            return None
+        return Steps(given[0], given[1], given[2:], 0)
+
+    @property
+    def met(self) -> list[int]:
+        """The phases that taps meet, in order."""
+        taps = range(self.kernel[-1])
+        return sorted({tap * self.dilation[-1] % self.phases for tap in taps})
+
+    @property
+    def padded(self) -> bool:
+        """Whether any of the cells is one of padding."""
+        return any(self.before) or self.inside != self.extent
+
+    def phase(self, phase: int) -> tuple[int, tuple[int, ...], int]:
+        """Return the first cell of a phase, where along each axis it is put, and how many follow.
+
+        These are the cells along the last axis.
+        """
+        *outer, lead = self.before
+        first = (phase - lead) % self.phases
+        count = max(-(-(self.inside[-1] - first) // self.phases), 0)
+        return first, (*outer, (lead + first) // self.phases), count
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of a copy in the order (n, c, *cells), phases before the last of them."""
+        outer = len(self.outs) - 1
+        if self.last:
+            return (0, outer + 2, *range(1, outer + 2))
+        if self.planes:
+            return tuple(range(outer + 4))
+        return (0, outer + 1, *range(1, outer + 1), outer + 2, outer + 3)
+
+    def steps(self, images: int, channels: int) -> Steps:
+        """Return how a copy lies."""
+        shape = self.shape(images, channels)
+        apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        n, c, *axes = (apart[axis] for axis in self.order)
+        phase = 0 if self.last else axes.pop(-2)
+        return Steps(n, c, tuple(axes), phase)
+
+    def taps(self, steps: Steps) -> Array:
+        """Return where the cell of each tap lies, from that of the first."""
+        places = np.zeros(1, np.int64)
+        for axis, (kernel, dilation) in enumerate(zip(self.kernel, self.dilation, strict=True)):
+            tap = np.arange(kernel) * dilation
+            step = steps.axes[axis]
+            if axis == len(self.kernel) - 1:
+                place = tap % self.phases * steps.phase + tap // self.phases * step
+            else:
+                place = tap * step
+            places = np.add.outer(places, place).ravel()
+        return places
+
+    def apart(self, axis: int, steps: Steps) -> int:
+        """Return how far the cells of neighbouring outputs lie apart."""
+        in_phases = axis in (-1, len(self.outs) - 1) and self.phased
+        return steps.axes[axis] * (1 if in_phases else self.stride[axis])
+
+
+def cells_of(
+    geometry: ConvGeometry, box: Slices, *, last: bool, planes: bool = False, phased: bool = False
+) -> tuple[Cells, Slices]:
+    """Return the cells of a box of outputs, and which of the input those inside it are."""
+    before, inside = [], []
+    for o, stride, (padding, _), reach, size in zip(
+        box, geometry.stride, geometry.padding, geometry.reach, geometry.size, strict=True
+    ):
+        first, end = o.start * stride - padding, (o.stop - 1) * stride - padding + reach
+        start = min(max(first, 0), size)
+        inside.append(slice(start, max(min(end, size), start)))
+        before.append(min(max(start - first, 0), end - first))
+    sizes = [each.stop - each.start for each in inside]
+    cells = Cells(
+        tuple(o.stop - o.start for o in box),
+        geometry.kernel,
+        geometry.stride,
+        geometry.dilation,
+        tuple(before),
+        tuple(sizes),
+        last,
+        planes,
+        phased,
+    )
+    return cells, tuple(inside)
+
+
+def _span(image: Array) -> int:
+    """Return how many bytes lie between the first and the last number of an image."""
+    axes = zip(image.shape[1:], image.strides[1:], strict=True)
+    return sum((size - 1) * step for size, step in axes)
+
+
+def steps_of(image: Array, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Return the numbers along each axis from one to the next, if machine code can read them."""
+    if image.dtype != dtype or not image.flags.aligned or image.size == 0:
+        return None
+    if min(image.strides) < 0 or any(step % image.itemsize for step in image.strides):
+        return None
+    return tuple(step // image.itemsize for step in image.strides)

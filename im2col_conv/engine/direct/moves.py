@@ -1,0 +1,209 @@
+"""Copies of many short lines in one call of machine code, during which other threads go on.
+
+NumPy copies a box at a time and gives up the interpreter's lock for each. Two workers who copy
+many small boxes wait for that lock longer than they copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import Array, address, numbers_in
+from im2col_conv.engine.direct.kernel import VECTOR
+from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
+from im2col_conv.engine.machine.memory import loaded
+from im2col_conv.engine.machine.row import Told
+
+__all__ = ["Again", "Box", "Moves", "moves_of"]
+
+KEPT = 64  # copies of weights
+
+
+class Box(NamedTuple):
+    """Lines to copy: where the first begins, and how far it is to the next along each axis.
+
+    Offsets and steps are counted in numbers. ``shape`` has the numbers of a line at its end.
+    """
+
+    source: int
+    target: int
+    shape: tuple[int, ...]
+    source_steps: tuple[int, ...]
+    target_steps: tuple[int, ...]
+
+
+class Again(NamedTuple):
+    """How often all boxes are copied, and how much further on each time."""
+
+    times: int
+    source: int
+    target: int
+
+
+class Moves:
+    """Copies of boxes whose lines are taken in the same ``step``, and laid side by side.
+
+    Parameters
+    ----------
+    boxes : sequence of Box
+    again : Again
+    step : int
+        From one number of a line to the next, in the source; 0 repeats one.
+    itemsize : int
+
+    Examples
+    --------
+    Every other number of two lines:
+
+    >>> from im2col_conv.engine.machine.row import run_in_a_row
+    >>> moves = Moves([Box(1, 0, (3,), (), ())], Again(2, 6, 3), 2, 4)
+    >>> source, target = np.arange(12, dtype=np.float32), np.zeros(6, np.float32)
+    >>> run_in_a_row([moves.of(source, target)])
+    >>> target
+    array([ 1.,  3.,  5.,  7.,  9., 11.], dtype=float32)
+    """
+
+    def __init__(self, boxes: Sequence[Box], again: Again, step: int, itemsize: int) -> None:
+        lines = np.concatenate([_lines(_joined(box, step)) for box in boxes])
+        lines = lines[lines[:, 2] > 0]
+        if again.times == 0 or lines.size == 0:
+            raise ValueError("there is nothing to copy")
+        source, target, numbers = lines.T
+        self._reach = (
+            _reach(source, source + (numbers - 1) * step, again.times, again.source),
+            _reach(target, target + numbers - 1, again.times, again.target),
+        )
+        self._itemsize = itemsize
+        self._table = np.ascontiguousarray(lines) * itemsize
+        begin = self._table.ctypes.data
+        apart = again.source * itemsize, again.target * itemsize
+        self._told = (step * itemsize, begin, begin + self._table.nbytes, again.times, *apart)
+        self._routine = _copier(itemsize)
+
+    def of(self, source: Array, target: Array) -> Told:
+        """Return what copies one array to another.
+
+        Of arrays with gaps, all memory from first number to last is used.
+        """
+        for array, reach in zip((source, target), self._reach, strict=True):
+            if array.itemsize != self._itemsize or numbers_in(array) < reach:
+                raise ValueError(
+                    f"the copies need {reach} numbers of {self._itemsize} bytes, got an array of "
+                    f"shape {array.shape}, {array.dtype}, strides {array.strides}"
+                )
+        if not target.flags.writeable:
+            raise ValueError("the copies need a writeable array for what is copied")
+        numbers = _SLOTS(address(source), address(target), *self._told)
+        return Told(self._routine, numbers, (self, source, target))
+
+
+@lru_cache(maxsize=KEPT)
+def moves_of(boxes: tuple[Box, ...], again: Again, step: int, itemsize: int) -> Moves:
+    """Return the copies, worked out when they are first asked for."""
+    return Moves(boxes, again, step, itemsize)
+
+
+def _reach(first: Array, last: Array, times: int, apart: int) -> int:
+    """Return how many numbers an array must have that holds all lines each time."""
+    shift = (times - 1) * apart
+    if min(first.min(), last.min()) + min(shift, 0) < 0:
+        raise ValueError("a line of the copies begins before its array")
+    return int(max(first.max(), last.max())) + max(shift, 0) + 1
+
+
+def _joined(box: Box, step: int) -> Box:
+    """Return a box with fewer and longer lines, where they follow one another in both arrays.
+
+    Examples
+    --------
+    >>> _joined(Box(0, 0, (4, 5, 3), (40, 3), (15, 3)), 1)
+    Box(source=0, target=0, shape=(4, 15), source_steps=(40,), target_steps=(15,))
+    """
+    while box.source_steps:
+        *outer, lines, numbers = box.shape
+        if box.source_steps[-1] != numbers * step or box.target_steps[-1] != numbers:
+            break
+        shape = (*outer, lines * numbers)
+        box = Box(box.source, box.target, shape, box.source_steps[:-1], box.target_steps[:-1])
+    return box
+
+
+def _lines(box: Box) -> Array:
+    """Return where each line of a box begins, in source and target, and how many it has."""
+    *outer, numbers = box.shape
+    begins = []
+    for offset, steps in ((box.source, box.source_steps), (box.target, box.target_steps)):
+        at = np.array([offset])
+        for size, step in zip(outer, steps, strict=True):
+            at = np.add.outer(at, np.arange(size) * step).ravel()
+        begins.append(at)
+    return np.stack((*begins, np.full_like(begins[0], numbers)), axis=1)
+
+
+_FIELDS = (
+    *("source", "target", "step", "lines", "lines_end"),
+    *("times", "source_apart", "target_apart"),
+)
+_SLOTS = ctypes.c_int64 * len(_FIELDS)
+_LINE = ("source", "target", "bytes")
+
+_RAX, _RCX, _RDX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 6, 7))
+_R8, _R9, _R10, _R11 = (Register(n) for n in range(8, 12))
+
+
+@cache
+def _copier(itemsize: int) -> int:
+    """Return where the routine begins, which is written when it is first asked for."""
+    code = Assembler(double=itemsize == 8)
+    for register, name in ((_R8, "step"), (_R10, "lines_end"), (_R11, "times")):
+        code.load(register, _field(_RDI, _FIELDS, name))
+    code.label("again")
+    code.load(_R9, _field(_RDI, _FIELDS, "lines"))
+    code.label("line")
+    code.compare(_R9, _R10)
+    code.jump_if_zero("next")
+    for register, name in ((_RSI, "source"), (_RDX, "target")):
+        code.load(register, _field(_R9, _LINE, name))
+        code.add(register, _field(_RDI, _FIELDS, name))
+    code.load(_RCX, _field(_R9, _LINE, "bytes"))
+    code.add_number(_R9, len(_LINE) * 8)
+    code.compare_with(_R8, itemsize)
+    code.jump_if_not_zero("one")
+    code.label("vector")
+    code.compare_with(_RCX, VECTOR)
+    code.jump_if_less("rest")
+    code.load_vector(Vector(0), Address(_RSI))
+    code.store_vector(Address(_RDX), Vector(0))
+    for register, bytes_ in ((_RSI, VECTOR), (_RDX, VECTOR), (_RCX, -VECTOR)):
+        code.add_number(register, bytes_)
+    code.jump("vector")
+    code.label("rest")
+    code.compare_with_zero(_RCX)
+    code.jump_if_zero("line")
+    code.label("one")
+    code.load_one(Vector(0), Address(_RSI))
+    code.store_one(Address(_RDX), Vector(0))
+    code.add(_RSI, _R8)
+    code.add_number(_RDX, itemsize)
+    code.add_number(_RCX, -itemsize)
+    code.jump_if_not_zero("one")
+    code.jump("line")
+    code.label("next")
+    for name in ("source", "target"):
+        code.load(_RAX, _field(_RDI, _FIELDS, f"{name}_apart"))
+        code.add(_RAX, _field(_RDI, _FIELDS, name))
+        code.store(_field(_RDI, _FIELDS, name), _RAX)
+    code.add_number(_R11, -1)
+    code.jump_if_not_zero("again")
+    code.clear_upper_halves()
+    code.back()
+    return loaded(code.finished())
+
+
+def _field(base: Register, fields: tuple[str, ...], name: str) -> Address:
+    return Address(base, displacement=fields.index(name) * 8)

@@ -1,0 +1,204 @@
+"""The plan of a direct pass: what its sums are, and how large a tile is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from im2col_conv.engine.adjoint import adjoint_of
+from im2col_conv.engine.direct.cells import Cells, cells_of
+from im2col_conv.engine.direct.kernel import Kind
+from im2col_conv.engine.direct.sums import lanes_of
+from im2col_conv.engine.plan import Pass, Plan
+from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut_evenly, overlap_of
+from im2col_conv.geometry import ConvGeometry
+from im2col_conv.lowering import Slices
+
+__all__ = ["TYPES", "DirectPlan", "covers", "plan_direct"]
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+TYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+# Measured: docs/ideas.md.
+TILE_BYTES = 2**22
+LEAST_SHARED = 2 * 10**7
+CELL_COST = 16  # operations in the time in which a number is copied or stored
+SHARE_WORK = 4 * 10**7
+MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
+FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectPlan(Plan):
+    """Tiles over (groups, N, *out) of a convolution, or of the one that makes dx.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+        Of the convolution that is run: ``flipped``, that of dout with the weights flipped.
+    kind : Kind
+    dtype : dtype
+    last, flipped : bool
+    """
+
+    algorithm: ClassVar[str] = "direct"
+    most_steps: ClassVar[int] = 256
+
+    geometry: ConvGeometry
+    kind: Kind
+    dtype: np.dtype[Any]
+    last: bool
+    flipped: bool
+    tables: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def table(self, key: K, draw: Callable[[K], T]) -> T:
+        """Return tables that were drawn for ``key`` in an earlier call, or are drawn now."""
+        found: T | None = self.tables.get(key)
+        if found is None:
+            found = draw(key)
+            if len(self.tables) < MOST_TABLES:
+                self.tables[key] = found
+        return found
+
+    @property
+    def least_shared(self) -> int:
+        """What a pass must cost to be worth a second worker."""
+        return LEAST_SHARED
+
+    @property
+    def holds_blas(self) -> bool:
+        """Whether NumPy's BLAS has a part in it."""
+        return False
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """A whole tile: (images, groups, *positions)."""
+        groups, images, *positions = self.tiling.step
+        return (images, groups, *positions)
+
+    def cells(self, box: Slices) -> tuple[Cells, Slices]:
+        """Return the cells that a box of outputs sees."""
+        planes = self.kind is Kind.PLANES
+        return cells_of(self.geometry, box, last=self.last, planes=planes, phased=not self.last)
+
+
+def covers(each: Pass, geometry: ConvGeometry) -> bool:
+    """Say whether a pass can run the direct way: y always, dx where it is a convolution of dout.
+
+    Examples
+    --------
+    >>> geometry = ConvGeometry.from_shapes((2, 3, 9, 8), (4, 3, 3, 5), stride=(1, 2))
+    >>> covers("forward", geometry), covers("input_grad", geometry)
+    (True, False)
+    """
+    return each == "forward" or (each == "input_grad" and adjoint_of(geometry) is not None)
+
+
+@lru_cache(maxsize=256)
+def plan_direct(
+    geometry: ConvGeometry,
+    layout: str,
+    dtype: np.dtype[Any],
+    workspace: int,
+    *,
+    flipped: bool,
+) -> DirectPlan:
+    """Draw the tiles of a forward pass, or ``flipped``, of the one that makes dx."""
+    run = adjoint_of(geometry) if flipped else geometry
+    assert run is not None  # or it would not be covered
+    last = layout == "channels_last"
+    kind = _kind(run, last=last)
+    shared = _shared_numbers(run, kind, dtype) * dtype.itemsize
+    tiling = _tiles(run, kind, dtype, workspace - shared, last=last)
+    return DirectPlan(
+        tiling=tiling,
+        tasks=tiling.boxes,
+        worker_bytes=_tile_bytes(run, kind, tiling, dtype, last=last),
+        shared_bytes=shared,
+        work=_work(run),
+        geometry=run,
+        kind=kind,
+        dtype=dtype,
+        last=last,
+        flipped=flipped,
+    )
+
+
+def _work(geometry: ConvGeometry) -> int:
+    """Return the operations that could be done in the time of a pass."""
+    numbers = math.prod(geometry.x_shape) + math.prod(geometry.y_shape)
+    return geometry.flops + CELL_COST * numbers
+
+
+def _shares(geometry: ConvGeometry) -> int:
+    """Return in how many parts a pass should come, for workers to share."""
+    work = _work(geometry)
+    return 1 if work < LEAST_SHARED else max(2, min(SHARES, work // SHARE_WORK))
+
+
+def _kind(geometry: ConvGeometry, *, last: bool) -> Kind:
+    """Return what is summed: by where channels are, and how many filters see them."""
+    filters, channels = geometry.F // geometry.groups, geometry.C // geometry.groups
+    if last:
+        return Kind.CHANNELS if filters == channels == 1 and geometry.groups > 1 else Kind.OUTPUTS
+    return Kind.PLANES if filters <= FEW_FILTERS else Kind.FILTERS
+
+
+def _shared_numbers(geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any]) -> int:
+    """Return the numbers of weights as they are read, and of a bias: all, whether copied or not."""
+    lanes = lanes_of(dtype)
+    filters = geometry.F // geometry.groups
+    rows = geometry.C // geometry.groups * geometry.taps * geometry.groups
+    row = -(-filters // (2 * lanes)) * 2 * lanes if kind is Kind.OUTPUTS else filters
+    return rows * row + geometry.F + 4 * lanes
+
+
+def _tiles(
+    geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any], available: int, *, last: bool
+) -> Tiling:
+    """Return tiles whose copy of cells the cache holds, and as many as workers may share."""
+    groups = 1 if kind is Kind.CHANNELS else geometry.groups  # which are all in one vector
+    extent = (groups, geometry.N, *geometry.out)
+    total, shares = math.prod(extent), _shares(geometry)
+    cells = max(-(-total // shares), 1)
+    overlap = (0, *overlap_of(geometry))
+    room = min(TILE_BYTES, max(available, 0) // 4)
+    while True:
+        tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
+        if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
+            return tiling
+        cells = max(1, cells * 2 // 3)
+
+
+def _tile_bytes(
+    geometry: ConvGeometry, kind: Kind, tiling: Tiling, dtype: np.dtype[Any], *, last: bool
+) -> int:
+    """Return what a worker takes: the copy of a tile's cells, its results, and its tables."""
+    groups, images, *outs = tiling.step
+    if not all(tiling.step):
+        return 0
+    cells, _ = cells_of(geometry, tuple(slice(0, n) for n in outs), last=last, phased=not last)
+    if kind is Kind.CHANNELS:
+        groups = geometry.groups
+    channels, filters = (n // geometry.groups * groups for n in (geometry.C, geometry.F))
+    made = images * filters * math.prod(outs)
+    numbers = cells.numbers(images, channels) + lanes_of(dtype) + made
+    return numbers * dtype.itemsize + _table_bytes(cells, images, channels, filters, dtype)
+
+
+def _table_bytes(
+    cells: Cells, images: int, channels: int, filters: int, dtype: np.dtype[Any]
+) -> int:
+    """Return about what the tables of a tile take when they are made: some numbers for each row."""
+    copied = (1 if cells.last else channels) * cells.phases * math.prod(cells.extent[:-1])
+    lines = math.prod(cells.outs[:-1])
+    vectors = lines * -(-(filters if cells.last else cells.outs[-1]) // lanes_of(dtype))
+    terms = channels * math.prod(cells.kernel)
+    return 150 * (copied + vectors + lines + images * filters) + 40 * terms

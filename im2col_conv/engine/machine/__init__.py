@@ -1,0 +1,1 @@
+"""Machine code: an assembler of some thirty instructions, and memory to run it in."""

@@ -1,0 +1,252 @@
+"""Machine code for x86-64 with AVX2, written instruction by instruction: no more than is needed.
+
+An instruction is a few bytes: prefixes that say how wide it is and which of sixteen registers are
+meant, a number for what it does, and its operands. Every operand in memory is written alike here,
+
+    base + counter * scale + displacement,
+
+with four bytes of displacement, so that there is one form to understand and to test. The source is
+the Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (Intel, 2024).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Address", "Assembler", "Register", "Vector"]
+
+
+class Register(int):
+    """One of the sixteen registers for integers and addresses, by the processor's number."""
+
+
+class Vector(int):
+    """One of the sixteen registers of 256 bits, by the processor's number."""
+
+
+class Address(NamedTuple):
+    """Where an operand lies in memory: at base + counter * scale + displacement."""
+
+    base: Register
+    counter: Register | None = None
+    scale: int = 1
+    displacement: int = 0
+
+
+_STACK = 4  # as a counter, it means that there is none
+_SCALES = {1: 0, 2: 1, 4: 2, 8: 3}
+
+_NO_PREFIX, _66, _F3, _F2 = range(4)  # of vector instructions, which a prefix tells apart
+_0F, _0F38 = 1, 2  # the tables that their numbers are of
+
+
+class Assembler:
+    """Bytes of machine code, with names for places to jump to.
+
+    Parameters
+    ----------
+    double : bool
+        Whether vectors hold four numbers of 64 bits, and not eight of 32.
+
+    Examples
+    --------
+    >>> code = Assembler(double=False)
+    >>> code.add_number(Register(0), 1)
+    >>> code.back()
+    >>> code.finished().hex(" ")
+    '48 81 c0 01 00 00 00 c3'
+    """
+
+    def __init__(self, *, double: bool) -> None:
+        self._double = double
+        self._code = bytearray()
+        self._labels: dict[str, int] = {}
+        self._jumps: list[tuple[int, str]] = []
+
+    def finished(self) -> bytes:
+        """Return the code, with each jump told how far it is."""
+        code = bytearray(self._code)
+        for at, label in self._jumps:
+            code[at : at + 4] = (self._labels[label] - at - 4).to_bytes(4, "little", signed=True)
+        return bytes(code)
+
+    def label(self, name: str) -> None:
+        """Give this place a name."""
+        self._labels[name] = len(self._code)
+
+    def place(self, name: str) -> int:
+        """Return how many bytes lie before a named place."""
+        return self._labels[name]
+
+    # Integers and addresses
+
+    def load(self, target: Register, source: Address) -> None:
+        """Set ``target`` to 8 bytes of memory."""
+        self._integer(0x8B, target, source)
+
+    def store(self, target: Address, source: Register) -> None:
+        """Set 8 bytes of memory."""
+        self._integer(0x89, source, target)
+
+    def load_int32(self, target: Register, source: Address) -> None:
+        """Set ``target`` to 4 bytes of memory, with their sign."""
+        self._integer(0x63, target, source)
+
+    def load_address(self, target: Register, source: Address) -> None:
+        """Set ``target`` to where an operand lies."""
+        self._integer(0x8D, target, source)
+
+    def add(self, target: Register, source: Address | Register) -> None:
+        """Add to ``target``."""
+        self._integer(0x03, target, source)
+
+    def add_number(self, target: Register, number: int) -> None:
+        """Add ``number`` to ``target``."""
+        self._integer(0x81, Register(0), target)
+        self._number(number)
+
+    def compare(self, left: Register, right: Address | Register) -> None:
+        """Compare, for a jump that follows."""
+        self._integer(0x3B, left, right)
+
+    def compare_with_zero(self, register: Register) -> None:
+        """Compare with zero, for a jump that follows."""
+        self._integer(0x85, register, register)
+
+    def compare_with(self, register: Register, number: int) -> None:
+        """Compare with ``number``, for a jump that follows."""
+        self._integer(0x81, Register(7), register)
+        self._number(number)
+
+    def push(self, register: Register) -> None:
+        """Lay ``register`` on the stack."""
+        self._code += bytes([0x40 | register >> 3, 0x50 | register & 7])
+
+    def pop(self, register: Register) -> None:
+        """Take ``register`` from the stack."""
+        self._code += bytes([0x40 | register >> 3, 0x58 | register & 7])
+
+    # Jumps
+
+    def jump(self, label: str) -> None:
+        """Go on at ``label``."""
+        self._jump(b"\xe9", label)
+
+    def jump_if_zero(self, label: str) -> None:
+        """Go on at ``label`` if the last result was zero, or if what was compared is equal."""
+        self._jump(b"\x0f\x84", label)
+
+    def jump_if_less(self, label: str) -> None:
+        """Go on at ``label`` if the left of what was compared is the less."""
+        self._jump(b"\x0f\x8c", label)
+
+    def jump_if_not_zero(self, label: str) -> None:
+        """Go on at ``label`` if it was not."""
+        self._jump(b"\x0f\x85", label)
+
+    def jump_to(self, target: Address) -> None:
+        """Go on where 8 bytes of memory say."""
+        self._integer(0xFF, Register(4), target)
+
+    def call(self, target: Address) -> None:
+        """Run a function that begins where 8 bytes of memory say."""
+        self._integer(0xFF, Register(2), target)
+
+    def back(self) -> None:
+        """Return to the caller."""
+        self._code += b"\xc3"
+
+    # Vectors
+
+    def load_vector(self, target: Vector, source: Address) -> None:
+        """Set ``target`` to 32 bytes of memory."""
+        self._vector(0x10, _NO_PREFIX, _0F, target, Vector(0), source)
+
+    def store_vector(self, target: Address, source: Vector) -> None:
+        """Set 32 bytes of memory."""
+        self._vector(0x11, _NO_PREFIX, _0F, source, Vector(0), target)
+
+    def store_masked(self, target: Address, mask: Vector, source: Vector) -> None:
+        """Set those numbers in memory whose mask has its highest bit."""
+        number = 0x2F if self._double else 0x2E
+        self._vector(number, _66, _0F38, source, mask, target)
+
+    def load_one(self, target: Vector, source: Address) -> None:
+        """Set the first number of ``target`` to one in memory, and the others to zero."""
+        self._vector(0x10, _F2 if self._double else _F3, _0F, target, Vector(0), source)
+
+    def store_one(self, target: Address, source: Vector) -> None:
+        """Set one number in memory to the first of ``source``."""
+        self._vector(0x11, _F2 if self._double else _F3, _0F, source, Vector(0), target)
+
+    def broadcast(self, target: Vector, source: Address) -> None:
+        """Set every number of ``target`` to one in memory."""
+        number = 0x19 if self._double else 0x18
+        self._vector(number, _66, _0F38, target, Vector(0), source)
+
+    def copy_vector(self, target: Vector, source: Vector) -> None:
+        """Set ``target`` to ``source``."""
+        self._vector(0x28, _NO_PREFIX, _0F, target, Vector(0), source)
+
+    def multiply_add(self, target: Vector, left: Vector, right: Vector | Address) -> None:
+        """Add ``left`` times ``right`` to ``target``, rounded once."""
+        self._vector(0xB8, _66, _0F38, target, left, right, wide=self._double)
+
+    def clear_upper_halves(self) -> None:
+        """Clear the upper halves of all vectors, without which older code would run slowly."""
+        self._code += b"\xc5\xf8\x77"
+
+    # Forms
+
+    def _integer(self, number: int, register: Register, other: Address | Register) -> None:
+        counter, base = _parts(other)
+        self._code += bytes([0x48 | register >> 3 << 2 | counter >> 3 << 1 | base >> 3, number])
+        self._operand(register, other)
+
+    def _vector(
+        self,
+        number: int,
+        prefix: int,
+        table: int,
+        register: Vector,
+        second: Vector,
+        other: Vector | Address,
+        *,
+        wide: bool = False,
+    ) -> None:
+        """Write an instruction of vectors: its prefix holds three bits of registers inverted."""
+        counter, base = _parts(other)
+        high = register >> 3 << 7 | counter >> 3 << 6 | base >> 3 << 5
+        bits_256 = 4
+        last = wide << 7 | (second ^ 15) << 3 | bits_256 | prefix
+        self._code += bytes([0xC4, high ^ 0xE0 | table, last, number])
+        self._operand(register, other)
+
+    def _operand(self, register: int, other: int | Address) -> None:
+        """Write which register is meant, and where the other operand is."""
+        field = (register & 7) << 3
+        if not isinstance(other, Address):
+            self._code.append(0xC0 | field | other & 7)
+            return
+        counter, base = _parts(other)
+        if other.counter is not None and counter == _STACK:
+            raise ValueError("the stack's register cannot be a counter")
+        in_four_bytes, by_index = 0x80, 4
+        self._code += bytes([in_four_bytes | field | by_index])
+        self._code.append(_SCALES[other.scale] << 6 | (counter & 7) << 3 | base & 7)
+        self._number(other.displacement)
+
+    def _number(self, number: int) -> None:
+        self._code += number.to_bytes(4, "little", signed=True)
+
+    def _jump(self, number: bytes, label: str) -> None:
+        self._code += number
+        self._jumps.append((len(self._code), label))
+        self._number(0)
+
+
+def _parts(other: int | Address) -> tuple[int, int]:
+    """Return the counter and the base of an operand; a register is a base alone."""
+    if not isinstance(other, Address):
+        return 0, other
+    return _STACK if other.counter is None else other.counter, other.base

@@ -1,0 +1,55 @@
+"""Memory that the processor may run, and whether it can run what is written for it here."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+from functools import cache
+
+from im2col_conv.engine.kernels import level_of, processor_features
+
+__all__ = ["loaded", "why_not_run"]
+
+_kept: list[mmap.mmap] = []  # code stays for as long as the process does
+
+
+def loaded(code: bytes) -> int:
+    """Return the address of ``code`` in memory that may be read and run, and written no more.
+
+    Raises
+    ------
+    OSError
+        Where the system does not let a process run what it has written.
+    """
+    memory = mmap.mmap(-1, len(code), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if protect(address, len(code), mmap.PROT_READ | mmap.PROT_EXEC):
+        raise OSError(ctypes.get_errno(), "memory cannot be made executable")
+    _kept.append(memory)
+    return address
+
+
+@cache
+def why_not_run() -> str | None:
+    """Say why code of :class:`~im2col_conv.engine.machine.assembler.Assembler` cannot run here.
+
+    None where it can: on x86-64 with AVX2, under a system whose functions take their first argument
+    where those of Linux and macOS do.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64") or sys.maxsize < 2**32:
+        return f"it is machine code for x86-64, and this is {platform.machine()}"
+    if sys.platform not in ("linux", "darwin"):
+        return f"it is written for Linux and macOS, and this is {sys.platform}"
+    if level_of(processor_features()) is None:
+        return "the processor has no AVX2, as far as known"
+    try:
+        address = loaded(b"\xc3")
+    except OSError as error:
+        return str(error)
+    ctypes.CFUNCTYPE(None)(address)()
+    return None

@@ -1,0 +1,445 @@
+"""The direct way against the spine: equal on integers, whatever the geometry and the tiles."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import im2col_conv as ic
+from im2col_conv.engine import choice
+from im2col_conv.engine.direct import plan as direct_plan
+from im2col_conv.engine.direct.cells import FARTHEST, cells_of
+from im2col_conv.engine.direct.kernel import Kind
+from im2col_conv.engine.direct.plan import MOST_TABLES, plan_direct
+from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.workers import Scratch, drop_scratch
+
+from .peak import peak_beyond
+from .strategies import cases, integers_like
+
+pytestmark = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run()))
+
+SINGLE = np.dtype(np.float32)
+LAYOUTS = ("channels_first", "channels_last")
+
+LAYERS = [
+    # x_shape, w_shape, keywords, kinds of y where channels come first, and last
+    ((3, 5, 9, 13), (20, 5, 3, 2), {"padding": ((1, 2), (0, 1))}, "filters", "outputs"),
+    ((2, 3, 31, 29), (25, 3, 5, 7), {"stride": (2, 3), "padding": (2, 3)}, "filters", "outputs"),
+    ((2, 12, 11, 8), (18, 4, 4, 3), {"stride": (1, 3), "groups": 3}, "filters", "outputs"),
+    ((2, 7, 40), (7, 7, 3), {"padding": 1, "dilation": 2}, "filters", "outputs"),
+    ((1, 4, 5, 6, 7), (9, 4, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}, "filters", "outputs"),
+    ((2, 3, 17, 12), (2, 3, 3, 4), {"padding": (1, 2)}, "planes", "outputs"),
+    ((3, 21, 14, 19), (21, 1, 3, 5), {"padding": (1, 2), "groups": 21}, "planes", "channels"),
+    ((2, 6, 9, 7), (12, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 6}, "planes", "outputs"),
+    ((2, 35, 50), (35, 1, 9), {"padding": 4, "groups": 35}, "planes", "channels"),
+    ((1, 5, 6, 7, 8), (5, 1, 2, 3, 3), {"groups": 5, "dilation": (1, 2, 1)}, "planes", "channels"),
+    ((2, 8, 6, 10), (33, 8, 1, 1), {}, "filters", "outputs"),
+    ((1, 4, 10, 10), (6, 4, 2, 2), {"stride": (2, 5)}, "filters", "outputs"),  # phases no tap meets
+    ((2, 2, 3, 4), (7, 2, 3, 4), {"padding": 5}, "filters", "outputs"),  # windows all padding
+]
+
+
+def arrays_of(x_shape, w_shape, keywords, layout, dtype=np.float32):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    shapes = (x_shape, w_shape, w_shape[:1], geometry.y_shape)
+    x, w, b, dout = (integers_like(place, shape, dtype) for place, shape in enumerate(shapes))
+    if layout == "channels_last":
+        x, dout = (np.ascontiguousarray(np.moveaxis(each, 1, -1)) for each in (x, dout))
+    return x, w, b, dout
+
+
+def both(x, w, b, dout, **keywords):
+    return (
+        ic.conv(x, w, b, **keywords),
+        ic.conv(x, w, **keywords),
+        ic.conv_input_grad(dout, w, x.shape, **keywords),
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
+def test_equals_the_spine(x_shape, w_shape, keywords, first, last, dtype, layout):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    plan = plan_direct(geometry, layout, SINGLE, 2**26, flipped=False)
+    assert plan.kind is Kind(first if layout == "channels_first" else last)
+    arrays = arrays_of(x_shape, w_shape, keywords, layout, dtype)
+    found = both(*arrays, algorithm="direct", layout=layout, **keywords)
+    expected = both(*arrays, algorithm="im2col", layout=layout, **keywords)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@given(st.data())
+def test_equals_the_spine_for_any_geometry(data):
+    case = data.draw(cases())
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    arrays = arrays_of(case.x_shape, case.w_shape, case.keywords, layout, dtype)
+    workers = data.draw(st.integers(1, 3))
+    workspace = data.draw(st.sampled_from([2**26, 2**18]))
+    with ic.set_workers(workers), ic.set_workspace(workspace):
+        found = both(*arrays, algorithm="direct", layout=layout, **case.keywords)
+    expected = both(*arrays, algorithm="im2col", layout=layout, **case.keywords)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
+def test_a_small_workspace_cuts_every_axis_and_changes_no_bit(
+    x_shape, w_shape, keywords, first, last, layout
+):
+    rng = np.random.default_rng(3)
+    arrays = arrays_of(x_shape, w_shape, keywords, layout)
+    arrays = [rng.standard_normal(each.shape).astype(np.float32) for each in arrays]
+    whole = both(*arrays, algorithm="direct", layout=layout, **keywords)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    uncut = plan_direct(geometry, layout, SINGLE, 2**26, flipped=False)
+    workspace = uncut.shared_bytes + 3 * uncut.worker_bytes  # a tile may take a quarter of it
+    with ic.set_workspace(workspace), ic.set_workers(3):
+        cut = ic.conv(*arrays[:3], algorithm="direct", layout=layout, **keywords)
+    assert plan_direct(geometry, layout, SINGLE, workspace, flipped=False).tiling.boxes > 1
+    np.testing.assert_array_equal(cut, whole[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((6, 12, 40, 31), (40, 12, 3, 5), {"padding": (1, 2)}),
+        ((1, 96, 70, 61), (96, 1, 5, 3), {"padding": (2, 1), "groups": 96}),
+    ],
+)
+def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords, layout):
+    rng = np.random.default_rng(4)
+    arrays = arrays_of(x_shape, w_shape, keywords, layout)
+    arrays = [rng.standard_normal(each.shape).astype(np.float32) for each in arrays]
+    results = []
+    for workers in (1, 2, 5):
+        with ic.set_workers(workers):
+            results.append(both(*arrays, algorithm="direct", layout=layout, **keywords))
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    assert plan_direct(geometry, layout, SINGLE, ic.get_workspace(), flipped=False).tasks > 1
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert one.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
+def test_infinity_reaches_the_windows_that_hold_it(
+    x_shape, w_shape, keywords, first, last, value, layout
+):
+    x, w, b, dout = arrays_of(x_shape, w_shape, keywords, layout)
+    w[w == 0] = 1
+    for array in (x, dout):
+        array[tuple(size // 2 for size in array.shape)] = value
+        array[(0,) * array.ndim] = value
+    found = both(x, w, b, dout, algorithm="direct", layout=layout, **keywords)
+    expected = both(x, w, b, dout, algorithm="im2col", layout=layout, **keywords)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
+def test_nothing_that_lay_in_the_buffers_is_read(
+    x_shape, w_shape, keywords, first, last, layout, monkeypatch
+):
+    array = Scratch.array
+
+    def poisoned(self, name, shape, dtype):
+        memory = array(self, name, shape, dtype)
+        memory[...] = np.nan
+        return memory
+
+    monkeypatch.setattr(Scratch, "array", poisoned)
+    arrays = arrays_of(x_shape, w_shape, keywords, layout)
+    found = both(*arrays, algorithm="direct", layout=layout, **keywords)
+    expected = both(*arrays, algorithm="im2col", layout=layout, **keywords)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+ORDERS = ["as it is", "backwards", "every other", "read-only", "other axes first", "another type"]
+
+
+def in_order(array, order):
+    if order == "backwards":
+        return array[::-1, :, ::-1].copy()[::-1, :, ::-1]
+    if order == "every other":
+        larger = np.zeros([2 * size for size in array.shape], array.dtype)
+        view = larger[tuple(slice(1, None, 2) for _ in array.shape)]
+        view[...] = array
+        return view
+    if order == "read-only":
+        array = array.copy()
+        array.flags.writeable = False
+    if order == "other axes first":
+        return np.asfortranarray(array)
+    return array.astype(np.int8) if order == "another type" else array
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS[:9])
+def test_arrays_may_lie_in_any_memory_order(x_shape, w_shape, keywords, first, last, order, layout):
+    x, w, b, dout = arrays_of(x_shape, w_shape, keywords, layout)
+    expected = both(x, w, b, dout, algorithm="im2col", layout=layout, **keywords)
+    given = [in_order(each, order) for each in (x, w, b, dout) if each.ndim > 1]
+    before = [each.copy() for each in given]
+    x, w, dout = given
+    with_floats = b.astype(np.float32), np.float32
+    found = (
+        ic.conv(x, w, with_floats[0], algorithm="direct", layout=layout, **keywords),
+        ic.conv_input_grad(
+            dout.astype(np.float32) if order == "another type" else dout,
+            w, x.shape, algorithm="direct", layout=layout, **keywords,
+        ),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[2])
+    for one, other in zip(given, before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
+def test_out_may_have_gaps_that_stay_as_they_were(x_shape, w_shape, keywords, first, last, layout):
+    x, w, b, dout = arrays_of(x_shape, w_shape, keywords, layout)
+    expected = ic.conv(x, w, b, algorithm="im2col", layout=layout, **keywords)
+    for step in (1, 2):  # along the last axis, so that lines can be stored, or not
+        larger = np.full([2 * size for size in dout.shape], 7, np.float32)
+        steps = [slice(None, None, 2)] * (dout.ndim - 1) + [slice(0, dout.shape[-1] * step, step)]
+        out = larger[tuple(steps)]
+        ic.conv(x, w, b, algorithm="direct", layout=layout, out=out, **keywords)
+        np.testing.assert_array_equal(out, expected)
+        out[...] = 7
+        assert (larger == 7).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cells_without_padding_are_read_where_they_are(layout, monkeypatch):
+    names = []
+    array = Scratch.array
+
+    def noted(self, name, shape, dtype):
+        names.append(name)
+        return array(self, name, shape, dtype)
+
+    monkeypatch.setattr(Scratch, "array", noted)
+    x, w, b, _ = arrays_of((4, 6, 20, 30), (10, 6, 3, 5), {}, layout)
+    ic.conv(x, w, b, algorithm="direct", layout=layout)
+    assert {"x", "y"}.isdisjoint(names)
+    ic.conv(x, w, b, algorithm="direct", layout=layout, padding=1)
+    assert {"x", "y"}.intersection(names) == {"x"}
+
+
+def test_cells_further_apart_than_a_table_tells_are_copied():
+    geometry = ic.ConvGeometry.from_shapes((1, 2, 3, 9), (4, 2, 3, 2))
+    cells, inside = cells_of(geometry, (slice(0, 1), slice(0, 8)), last=False)
+    near = np.zeros((1, 2, 3, 9), np.float32)
+    assert cells.steps_in_place(near[(..., *inside)], SINGLE) is not None
+    far = np.lib.stride_tricks.as_strided(near, strides=(0, FARTHEST // 4 * 4 + 4, 36, 4))
+    assert cells.steps_in_place(far[(..., *inside)], SINGLE) is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiles_take_the_memory_that_is_counted(layout):
+    x_shape, w_shape = (6, 20, 70, 61), (24, 20, 3, 5)
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=(1, 2))
+    x, w, b, _ = arrays_of(x_shape, w_shape, {"padding": (1, 2)}, layout)
+    for workspace in (2**26, 2**21):
+        plan = plan_direct(geometry, layout, SINGLE, workspace, flipped=False)
+        said = plan.shared_bytes + 2 * plan.worker_bytes
+        with ic.set_workers(2), ic.set_workspace(workspace):
+            drop_scratch()
+            plan.tables.clear()
+            _, taken = peak_beyond(
+                lambda: ic.conv(x, w, b, algorithm="direct", layout=layout, padding=(1, 2))
+            )
+        assert taken <= min(said, workspace) + 2**18
+
+
+def test_only_so_many_tables_are_kept():
+    geometry = ic.ConvGeometry.from_shapes((1, 8, 90, 50), (8, 8, 3, 3), padding=40, dilation=40)
+    x, w, _, _ = arrays_of(
+        (1, 8, 90, 50), (8, 8, 3, 3), {"padding": 40, "dilation": 40}, LAYOUTS[0]
+    )
+    workspace = 400_000
+    plan = plan_direct(geometry, "channels_first", SINGLE, workspace, flipped=False)
+    assert plan.tiling.boxes > MOST_TABLES
+    with ic.set_workspace(workspace):
+        y = ic.conv(x, w, algorithm="direct", padding=40, dilation=40)
+    np.testing.assert_array_equal(y, ic.conv(x, w, algorithm="im2col", padding=40, dilation=40))
+    assert len(plan.tables) == MOST_TABLES
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prepared_weights_are_arranged_once(layout, monkeypatch):
+    x, w, b, dout = arrays_of((2, 12, 20, 30), (20, 12, 3, 5), {"padding": 2}, layout)
+    kept = ic.prepare(w)
+    expected = both(x, w, b, dout, algorithm="im2col", layout=layout, padding=2)
+    for _ in range(2):
+        found = both(x, kept, b, dout, algorithm="direct", layout=layout, padding=2)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert "2 forms" in repr(kept)
+
+
+def test_gradients_take_the_direct_way_where_it_covers_them():
+    x, w, _, dout = arrays_of((2, 6, 20, 30), (10, 6, 3, 5), {"stride": 2}, "channels_first")
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, stride=2)
+    for each in ("input_grad", "weight_grad"):
+        named, auto = (
+            choice.way_of(each, way, geometry, "channels_first", SINGLE)
+            for way in ("direct", "auto")
+        )
+        assert named == auto != "direct"
+    found = ic.conv_grads(dout, x, w, algorithm="direct", stride=2)
+    expected = ic.conv_grads(dout, x, w, algorithm="im2col", stride=2)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_transposed_passes_may_be_direct_and_add_their_bias(monkeypatch):
+    monkeypatch.setattr(choice, "_quickest", lambda *_: "direct")
+    x, w = integers_like(1, (2, 6, 9, 13), np.float32), integers_like(2, (6, 4, 3, 2), np.float32)
+    b = integers_like(3, (4,), np.float32)
+    found = ic.conv_transpose(x, w, b, padding=(1, 0))
+    monkeypatch.undo()
+    expected = ic.conv_transpose(x.astype(int), w.astype(int), b.astype(int), padding=(1, 0))
+    np.testing.assert_array_equal(found, expected)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_types_that_no_vector_holds_are_refused():
+    x, w = np.ones((1, 2, 9, 9), int), np.ones((3, 2, 3, 3), int)
+    with pytest.raises(ValueError, match=r'"direct" computes in float32 or float64, got int64'):
+        ic.conv(x, w, algorithm="direct")
+    with pytest.raises(ValueError, match="got complex128"):
+        ic.conv(x.astype(np.complex64), w, algorithm="direct")
+
+
+def test_a_machine_that_cannot_run_it_is_said_why(monkeypatch):
+    monkeypatch.setattr(choice, "why_not_run", lambda: "this is a toaster")
+    x, w = np.ones((1, 2, 9, 9), np.float32), np.ones((3, 2, 3, 2), np.float32)
+    with pytest.raises(ValueError, match=r'"direct" cannot run here: this is a toaster'):
+        ic.conv(x, w, algorithm="direct", padding=7)  # a geometry that no other test has planned
+
+
+def test_a_workspace_that_holds_no_tile_is_refused():
+    x, w = np.ones((1, 64, 90, 90), np.float32), np.ones((40, 64, 7, 7), np.float32)
+    with ic.set_workspace(1000), pytest.raises(ValueError, match=r'"direct" needs a workspace of'):
+        ic.conv(x, w, algorithm="direct")
+
+
+# --- who takes it ---------------------------------------------------------------------------------
+
+Y, DX = "forward", "input_grad"
+LARGE = ((4, 24, 60, 61), (20, 24, 3, 3))
+
+
+def way(each, x_shape, w_shape, layout="channels_first", dtype=SINGLE, **keywords):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    return choice.way_of(each, "auto", geometry, layout, dtype)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(choice, "_measured", lambda: True)
+
+
+@pytest.mark.parametrize("features", [{"AVX2": True}, {"AVX2": True, "AVX512_SKX": True}])
+def test_processors_with_wider_registers_are_left_to_other_ways(features, monkeypatch):
+    monkeypatch.setattr(choice, "processor_features", lambda: features)
+    narrow = "AVX512_SKX" not in features
+    assert choice._measured.__wrapped__() is narrow
+
+
+def test_auto_leaves_it_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(choice, "_measured", lambda: False)
+    assert way(Y, *LARGE) != "direct"
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.complex64])
+def test_auto_leaves_other_types_to_other_ways(dtype, measured):
+    assert way(Y, *LARGE) == "direct"
+    assert way(Y, *LARGE, dtype=np.dtype(dtype)) != "direct"
+
+
+def test_auto_falls_back_where_no_tile_fits(measured):
+    geometry = ic.ConvGeometry.from_shapes((9, 64, 90, 90), (4, 64, 7, 7))
+    for workspace, algorithm in ((2**26, "direct"), (1000, "im2col")):
+        plan = choice.forward_plan("auto", geometry, "channels_first", SINGLE, SINGLE, workspace)
+        assert plan.algorithm == algorithm
+
+
+FIRST, LAST = LAYOUTS
+
+
+@pytest.mark.parametrize(
+    ("each", "layout", "x_shape", "w_shape", "keywords", "taken"),
+    [
+        # work: 0.198 and 0.202 MFLOP where channels come first, 0.99 and 1.01 where they come last
+        (Y, FIRST, (1, 5, 22, 12), (10, 5, 3, 3), {"padding": (1, 0)}, False),
+        (Y, FIRST, (1, 5, 22, 13), (10, 5, 3, 3), {"padding": (1, 0)}, True),
+        (Y, LAST, (5, 5, 22, 12), (10, 5, 3, 3), {"padding": (1, 0)}, False),
+        (Y, LAST, (5, 5, 23, 12), (10, 5, 3, 3), {"padding": (1, 0)}, True),
+        # of each channel alone: 0.0998 and 0.101 MFLOP
+        (Y, FIRST, (1, 18, 14, 24), (18, 1, 3, 3), {"padding": (1, 0), "groups": 18}, False),
+        (Y, FIRST, (1, 18, 15, 24), (18, 1, 3, 3), {"padding": (1, 0), "groups": 18}, True),
+        (DX, LAST, (1, 18, 14, 22), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, False),
+        (DX, LAST, (1, 18, 14, 23), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, True),
+        # two filters of each channel, and three; where channels come last, they fill no vector
+        (Y, FIRST, (9, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, True),
+        (Y, LAST, (9, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, True),
+        # outputs for each filter: 15.9 and 16.1
+        (Y, FIRST, (3, 64, 19, 19), (55, 64, 3, 3), {}, False),
+        (Y, FIRST, (3, 64, 19, 19), (54, 64, 3, 3), {}, True),
+        (Y, LAST, (3, 40, 19, 19), (55, 40, 3, 3), {}, False),
+        (Y, LAST, (3, 40, 19, 19), (54, 40, 3, 3), {}, True),
+        (DX, FIRST, (3, 60, 17, 17), (40, 60, 3, 3), {}, False),
+        (DX, FIRST, (3, 54, 17, 17), (40, 54, 3, 3), {}, True),
+        # numbers that a result is the sum of: 405 and 396
+        (Y, LAST, (9, 45, 30, 31), (20, 45, 3, 3), {}, False),
+        (Y, LAST, (9, 44, 30, 31), (20, 44, 3, 3), {}, True),
+        (Y, FIRST, (9, 45, 30, 31), (20, 45, 3, 3), {}, True),
+        (DX, FIRST, (9, 20, 30, 31), (45, 20, 3, 3), {}, False),
+        (DX, FIRST, (9, 20, 30, 31), (44, 20, 3, 3), {}, True),
+        # channels of dx side by side
+        (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {}, False),
+        (DX, LAST, (9, 8, 30, 31), (24, 8, 3, 3), {}, True),
+        (DX, FIRST, (9, 7, 30, 31), (24, 7, 3, 3), {}, True),
+        # dx with a stride is no convolution of dout
+        (DX, FIRST, (9, 8, 30, 31), (24, 8, 3, 3), {"stride": (1, 2)}, False),
+        # kernels of one cell: weights, outputs for each filter, lines; not where channels come last
+        (Y, FIRST, (9, 32, 30, 31), (48, 32, 1, 1), {}, True),
+        (Y, FIRST, (9, 32, 30, 31), (49, 32, 1, 1), {}, False),
+        (Y, FIRST, (3, 32, 32, 31), (46, 32, 1, 1), {}, True),
+        (Y, FIRST, (3, 32, 32, 31), (47, 32, 1, 1), {}, False),
+        (Y, FIRST, (9, 32, 90, 8), (40, 32, 1, 1), {}, True),
+        (Y, FIRST, (9, 32, 90, 7), (40, 32, 1, 1), {}, False),
+        (Y, LAST, (9, 32, 30, 31), (48, 32, 1, 1), {}, False),
+    ],
+)
+def test_auto_takes_it_on_one_side_of_each_bound(
+    each, layout, x_shape, w_shape, keywords, taken, measured
+):
+    assert (way(each, x_shape, w_shape, layout, **keywords) == "direct") is taken
+
+
+def test_small_passes_are_one_task_and_others_come_in_parts():
+    small = ic.ConvGeometry.from_shapes((1, 8, 20, 30), (8, 8, 3, 3))
+    large = ic.ConvGeometry.from_shapes((8, 64, 40, 31), (64, 64, 3, 3))
+    for layout in LAYOUTS:
+        assert plan_direct(small, layout, SINGLE, 2**26, flipped=False).tasks == 1
+        assert plan_direct(large, layout, SINGLE, 2**26, flipped=False).tasks >= 8
+    assert direct_plan.covers("forward", small)
+    assert not direct_plan.covers("weight_grad", small)
