@@ -7,7 +7,7 @@ The way of the data, each step a module::
     lowering            im2col, a gather, and col2im, its exact adjoint
     prepared            weights that keep what an algorithm makes of them
     engine              the three passes, tile by tile: y = W @ cols, dw = dout @ cols.T,
-                        dx = col2im(W.T @ dout); as columns, implicitly, or Winograd's way
+                        dx = col2im(W.T @ dout); as columns, implicitly, directly, or Winograd's way
     functional, note    the functions that people call
     matrices            a layer as sparse matrices and as an operator, for proofs and solvers
     reference           nested loops and flip-and-pad: slow, plain, independent of all above

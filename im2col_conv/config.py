@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from threadpoolctl import threadpool_info
 
+from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.settings import get_workers, get_workspace
 
@@ -41,6 +42,7 @@ class Configuration:
     workers: int
     workspace: int
     private_blas: str = "not asked for"
+    machine_code: str = "not asked for"
 
     def __str__(self) -> str:
         """One fact a line."""
@@ -51,6 +53,7 @@ class Configuration:
             for library in self.blas
         ]
         lines.append(f"{'private BLAS':<14}{self.private_blas}")
+        lines.append(f"{'machine code':<14}{self.machine_code}")
         lines.append(f"{'workers':<14}{self.workers}")
         lines.append(f"{'workspace':<14}{self.workspace / 2**20:g} MiB")
         return "\n".join(lines)
@@ -80,7 +83,10 @@ def configuration() -> Configuration:
         for library in threadpool_info()
         if library.get("user_api") == "blas"
     )
-    return Configuration(versions, blas, get_workers(), get_workspace(), _private_blas())
+    machine_code = why_not_run() or "x86-64 with AVX2"
+    return Configuration(
+        versions, blas, get_workers(), get_workspace(), _private_blas(), machine_code
+    )
 
 
 def _private_blas() -> str:
@@ -94,7 +100,8 @@ def show_config() -> Configuration:
     Returns
     -------
     Configuration
-        With the fields ``versions``, ``blas``, ``workers``, ``workspace`` and ``private_blas``.
+        With the fields ``versions``, ``blas``, ``workers``, ``workspace``, ``private_blas`` and
+        ``machine_code``, which says whether ``algorithm="direct"`` can run, or why not.
 
     Examples
     --------

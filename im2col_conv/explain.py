@@ -13,6 +13,7 @@ import numpy.typing as npt
 from im2col_conv.arguments import Padding, PerAxis
 from im2col_conv.arrays import check_type, result_type
 from im2col_conv.engine.choice import forward_plan, input_grad_plan, weight_grad_plan
+from im2col_conv.engine.direct.plan import DirectPlan
 from im2col_conv.engine.im2col.input_grad import GatherPlan
 from im2col_conv.engine.im2col.lookup import LookupPlan
 from im2col_conv.engine.plan import Plan, scratch_bytes, workers_for
@@ -190,7 +191,7 @@ def _passes(geometry: ConvGeometry, given: np.dtype[Any]) -> tuple[Pass, ...]:
 
 def _dx_product(geometry: ConvGeometry, plan: Plan) -> str:
     M, N, K = geometry.gemm
-    if isinstance(plan, GatherPlan | LookupPlan):
+    if isinstance(plan, GatherPlan | LookupPlan | DirectPlan):
         C, cells = geometry.C // geometry.groups, geometry.N * math.prod(geometry.size)
         depth = M * geometry.taps
         return f"dx ({C}, {cells}) = W flipped ({C}, {depth}) @ cols of dout ({depth}, {cells})"

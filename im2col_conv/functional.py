@@ -93,9 +93,10 @@ def conv(
         Filters of one group see the channels of that group alone; ``groups=C`` is depthwise.
     layout : {"channels_first", "channels_last"}
         The order of the axes of ``x``, ``out`` and the result.
-    algorithm : {"auto", "im2col", "implicit", "winograd"}
-        How it is computed. "auto" takes "implicit" where a fixed rule says that it pays, else
-        "im2col". The others than "im2col" need the extra ``fast``.
+    algorithm : {"auto", "im2col", "implicit", "direct", "winograd"}
+        How it is computed. "auto" takes "direct" or "implicit" where a fixed rule says that it
+        pays, else "im2col". "implicit" and "winograd" need the extra ``fast``, "direct" a processor
+        with AVX2 under Linux or macOS.
     out : ndarray, optional
         Where the result is written; it must have the result's shape and type.
 
@@ -129,6 +130,12 @@ def conv(
 
     ``algorithm="implicit"`` makes the same products tap by tap, of the input as it lies, in
     float16, float32 and float64.
+
+    ``algorithm="direct"`` stores no column either: where a number of the column matrix stands in
+    ``x`` is the sum of two offsets, of its row and of its column, and machine code that this
+    package writes goes through a table of each (after the indirect convolution of Dukhan, 2019). It
+    makes results, and the gradient to ``x`` where the stride is 1 and no padding more than a window
+    reaches, in the same types; other gradients take "auto".
 
     ``algorithm="winograd"`` (kernels of 3 by 3, stride and dilation 1; Lavin and Gray, 2016) makes
     a quarter to four ninths of the multiplications, and rounds more. On standard normal numbers and

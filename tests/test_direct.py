@@ -443,3 +443,15 @@ def test_small_passes_are_one_task_and_others_come_in_parts():
         assert plan_direct(large, layout, SINGLE, 2**26, flipped=False).tasks >= 8
     assert direct_plan.covers("forward", small)
     assert not direct_plan.covers("weight_grad", small)
+
+
+def test_explain_names_it_and_says_that_dx_is_gathered(measured):
+    explanation = ic.explain((2, 3, 91, 80), (4, 3, 3, 2))  # which no other test has planned
+    y, _, dx = explanation.passes
+    assert y.algorithm == dx.algorithm == "direct"
+    assert dx.product == "dx (3, 14560) = W flipped (3, 24) @ cols of dout (24, 14560)"
+
+
+def test_what_the_library_runs_on_tells_of_machine_code(capsys):
+    assert ic.show_config().machine_code == "x86-64 with AVX2"
+    assert "machine code  x86-64 with AVX2" in capsys.readouterr().out

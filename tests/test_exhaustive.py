@@ -7,7 +7,7 @@ right on all inputs of these shapes. The truth is the index formula itself: outp
 
 On one axis each pair is a call of its own, in float64. Then, on one axis and on two, the basis
 vectors are stacked along the axes that a pass does not mix, images and filters: as columns in
-float64 and int64, and tap by tap in float64.
+float64 and int64, and in float64 tap by tap and the direct way.
 """
 
 from itertools import product
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import im2col_conv as ic
+from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.openblas import private_blas, why_not
 
 pytestmark = pytest.mark.usefixtures("each_way")
@@ -71,12 +72,14 @@ def in_group(f, c, C, F, groups):
 
 one_axis = pytest.mark.parametrize("kernel_stride", list(product(KERNELS, STRIDES)))
 needs_blas = pytest.mark.skipif(private_blas() is None, reason=str(why_not()))
+runs_here = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run()))
 every_way = pytest.mark.parametrize(
     ("dtype", "algorithm"),
     [
         (np.float64, "im2col"),
         (np.int64, "im2col"),
         pytest.param(np.float64, "implicit", marks=needs_blas),
+        pytest.param(np.float64, "direct", marks=runs_here),
     ],
 )
 

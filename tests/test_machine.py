@@ -122,6 +122,7 @@ def test_code_runs_and_is_written_no_more():
         ("machine", "aarch64", "this is aarch64"),
         ("platform", "win32", "this is win32"),
         ("features", {"SSE42": True}, "no AVX2"),
+        ("features", {"AVX2": True, "FMA3": False}, "no AVX2 with multiply-adds"),
         ("loaded", OSError("not allowed"), "not allowed"),
     ],
 )

@@ -56,6 +56,7 @@ def _record(config: Configuration, judgements: list[Judgement]) -> dict[str, obj
             for library, judgement in zip(config.blas, judgements, strict=True)
         ],
         "private_blas": config.private_blas,
+        "machine_code": config.machine_code,
         "workers": config.workers,
         "workspace": config.workspace,
         "advice": _advice(judgements),
@@ -67,6 +68,7 @@ def _report(config: Configuration, judgements: list[Judgement], console: Console
         _fact(console, package, number)
     _fact(console, "processor", processor_name())
     _fact(console, "private BLAS", config.private_blas)
+    _fact(console, "machine code", config.machine_code)
     _fact(console, "workers", str(config.workers))
     _fact(console, "workspace", f"{config.workspace / 2**20:g} MiB")
     for library, judgement in zip(config.blas, judgements, strict=True):

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 KEPT = 256  # plans of each pass
+MOST_COPIES = 4  # of a cell, for the direct way to pay
 ALGORITHMS = ("auto", "im2col", "implicit", "direct", "winograd")
 
 P = ParamSpec("P")
@@ -149,7 +150,7 @@ def forward_plan(
         direct = direct_plan.plan_direct(
             geometry, layout, computing_type(result), workspace, flipped=False
         )
-        if _fits(direct, algorithm, workspace):
+        if _fits(direct, algorithm, workspace) and _copies_little(direct, algorithm):
             return direct
     if way == "implicit":
         plan = implicit_forward.plan_forward(
@@ -208,7 +209,7 @@ def input_grad_plan(
         direct = direct_plan.plan_direct(
             geometry, layout, computing_type(result), workspace, flipped=True
         )
-        if _fits(direct, algorithm, workspace):
+        if _fits(direct, algorithm, workspace) and _copies_little(direct, algorithm):
             return direct
     if way == "implicit":
         plan = implicit_input_grad.plan_input_grad(
@@ -222,6 +223,11 @@ def input_grad_plan(
         or plan_phases(geometry, layout, dout_type, result, workspace)
         or tiles
     )
+
+
+def _copies_little(plan: direct_plan.DirectPlan, algorithm: str) -> bool:
+    """Say whether tiles do not see the same cells again and again, unless the way was named."""
+    return plan.copied_again <= MOST_COPIES or algorithm == plan.algorithm
 
 
 def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:

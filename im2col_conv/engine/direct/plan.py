@@ -31,6 +31,7 @@ TILE_BYTES = 2**22
 LEAST_SHARED = 2 * 10**7
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 4 * 10**7
+FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
 FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
 
@@ -46,6 +47,8 @@ class DirectPlan(Plan):
     kind : Kind
     dtype : dtype
     last, flipped : bool
+    copied_again : float
+        How often a cell is copied, in the mean.
     """
 
     algorithm: ClassVar[str] = "direct"
@@ -56,6 +59,7 @@ class DirectPlan(Plan):
     dtype: np.dtype[Any]
     last: bool
     flipped: bool
+    copied_again: float
     tables: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self, key: K, draw: Callable[[K], T]) -> T:
@@ -121,6 +125,7 @@ def plan_direct(
         tiling=tiling,
         tasks=tiling.boxes,
         worker_bytes=_tile_bytes(run, kind, tiling, dtype, last=last),
+        copied_again=_copied_again(run, tiling, last=last),
         shared_bytes=shared,
         work=_work(run),
         geometry=run,
@@ -166,15 +171,27 @@ def _tiles(
     """Return tiles whose copy of cells the cache holds, and as many as workers may share."""
     groups = 1 if kind is Kind.CHANNELS else geometry.groups  # which are all in one vector
     extent = (groups, geometry.N, *geometry.out)
-    total, shares = math.prod(extent), _shares(geometry)
-    cells = max(-(-total // shares), 1)
-    overlap = (0, *overlap_of(geometry))
-    room = min(TILE_BYTES, max(available, 0) // 4)
-    while True:
-        tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
-        if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
-            return tiling
-        cells = max(1, cells * 2 // 3)
+    shares, most = _shares(geometry), max(available, 0) // 4
+    for room in (min(TILE_BYTES, most), most):
+        cells = max(-(-math.prod(extent) // shares), 1)
+        while True:
+            overlap = (0, *overlap_of(geometry))
+            tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
+            if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
+                break
+            cells = max(1, cells * 2 // 3)
+        if _copied_again(geometry, tiling, last=last) <= FEW_COPIES:
+            break
+    return tiling
+
+
+def _copied_again(geometry: ConvGeometry, tiling: Tiling, *, last: bool) -> float:
+    """Return how often a cell is copied, in the mean: tiles of windows far apart see the same."""
+    tile, whole = (
+        cells_of(geometry, tuple(slice(0, n) for n in outs), last=last)[0].numbers(1, 1)
+        for outs in (tiling.step[2:], geometry.out)
+    )
+    return math.prod(tiling.counts[2:]) * tile / whole
 
 
 def _tile_bytes(

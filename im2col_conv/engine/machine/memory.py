@@ -45,8 +45,11 @@ def why_not_run() -> str | None:
         return f"it is machine code for x86-64, and this is {platform.machine()}"
     if sys.platform not in ("linux", "darwin"):
         return f"it is written for Linux and macOS, and this is {sys.platform}"
-    if level_of(processor_features()) is None:
-        return "the processor has no AVX2, as far as known"
+    features = processor_features()
+    if level_of(features) is None or not features.get(
+        "FMA3", True
+    ):  # newer NumPy names both as one
+        return "the processor has no AVX2 with multiply-adds, as far as known"
     try:
         address = loaded(b"\xc3")
     except OSError as error:
