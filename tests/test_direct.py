@@ -405,14 +405,17 @@ FIRST, LAST = LAYOUTS
         (Y, FIRST, (3, 64, 19, 19), (54, 64, 3, 3), {}, True),
         (Y, LAST, (3, 40, 19, 19), (55, 40, 3, 3), {}, False),
         (Y, LAST, (3, 40, 19, 19), (54, 40, 3, 3), {}, True),
-        (DX, FIRST, (3, 60, 17, 17), (40, 60, 3, 3), {}, False),
-        (DX, FIRST, (3, 54, 17, 17), (40, 54, 3, 3), {}, True),
+        (DX, FIRST, (3, 55, 17, 17), (40, 55, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (3, 54, 17, 17), (40, 54, 3, 3), {"padding": 1}, True),
         # numbers that a result is the sum of: 405 and 396
         (Y, LAST, (9, 45, 30, 31), (20, 45, 3, 3), {}, False),
         (Y, LAST, (9, 44, 30, 31), (20, 44, 3, 3), {}, True),
         (Y, FIRST, (9, 45, 30, 31), (20, 45, 3, 3), {}, True),
-        (DX, FIRST, (9, 20, 30, 31), (45, 20, 3, 3), {}, False),
-        (DX, FIRST, (9, 20, 30, 31), (44, 20, 3, 3), {}, True),
+        (DX, FIRST, (9, 20, 30, 31), (45, 20, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (9, 20, 30, 31), (44, 20, 3, 3), {"padding": 1}, True),
+        # with the zeros around dout: 412 and 384
+        (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {}, False),
+        (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {"padding": (1, 0)}, True),
         # channels of dx side by side
         (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {}, False),
         (DX, LAST, (9, 8, 30, 31), (24, 8, 3, 3), {}, True),

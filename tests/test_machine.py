@@ -54,6 +54,12 @@ INSTRUCTIONS = [
     (True, "store_one", (NEAR, Y0), "c4 e1 7f 11 84 27 00 00 00 00"),
     (False, "broadcast", (Y15, Address(R12)), "c4 42 7d 18 bc 24 00 00 00 00"),
     (True, "broadcast", (Y5, NEAR), "c4 e2 7d 19 ac 27 00 00 00 00"),
+    (
+        False,
+        "take_even",
+        (Y9, FAR),
+        "c4 01 34 c6 8c 8d f8 ff ff ff 88 c4 43 fd 01 c9 d8",
+    ),
     (False, "copy_vector", (Y9, Y15), "c4 41 7c 28 cf"),
     (False, "multiply_add", (Y0, Y15, Y9), "c4 c2 05 b8 c1"),
     (True, "multiply_add", (Y9, Y5, FAR), "c4 02 d5 b8 8c 8d f8 ff ff ff"),

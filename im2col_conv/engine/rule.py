@@ -65,7 +65,8 @@ def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     if geometry.taps == 1:
         few = made * read <= FEW_WEIGHTS and outputs >= LEAST_SHARING_OF_ONE * made
         return not last and few and geometry.out[-1] >= SHORTEST_LINE
-    if each == "input_grad":
+    if each == "input_grad":  # which adds up zeros around dout as well
+        summed = summed * math.prod(geometry.size) // geometry.positions
         return summed <= MOST_SUMMED and (not last or made >= FEWEST_SIDE_BY_SIDE)
     return not last or summed <= MOST_SUMMED
 

@@ -173,7 +173,10 @@ def _copier(itemsize: int) -> int:
     code.load(_RCX, _field(_R9, _LINE, "bytes"))
     code.add_number(_R9, len(_LINE) * 8)
     code.compare_with(_R8, itemsize)
-    code.jump_if_not_zero("one")
+    code.jump_if_zero("vector")
+    if itemsize == 4:
+        _every_other(code)
+    code.jump("one")
     code.label("vector")
     code.compare_with(_RCX, VECTOR)
     code.jump_if_less("rest")
@@ -203,6 +206,24 @@ def _copier(itemsize: int) -> int:
     code.clear_upper_halves()
     code.back()
     return loaded(code.finished())
+
+
+def _every_other(code: Assembler) -> None:
+    """Copy vectors of every other number, while more than one vector is left.
+
+    Of the last one the number after it would be read, which may be past the end of the source.
+    """
+    code.compare_with(_R8, 8)
+    code.jump_if_not_zero("one")
+    code.label("every other")
+    code.compare_with(_RCX, VECTOR + 4)
+    code.jump_if_less("one")
+    code.load_vector(Vector(0), Address(_RSI))
+    code.take_even(Vector(0), Address(_RSI, displacement=VECTOR))
+    code.store_vector(Address(_RDX), Vector(0))
+    for register, bytes_ in ((_RSI, 2 * VECTOR), (_RDX, VECTOR), (_RCX, -VECTOR)):
+        code.add_number(register, bytes_)
+    code.jump("every other")
 
 
 def _field(base: Register, fields: tuple[str, ...], name: str) -> Address:

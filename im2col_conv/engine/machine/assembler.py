@@ -37,7 +37,7 @@ _STACK = 4  # as a counter, it means that there is none
 _SCALES = {1: 0, 2: 1, 4: 2, 8: 3}
 
 _NO_PREFIX, _66, _F3, _F2 = range(4)  # of vector instructions, which a prefix tells apart
-_0F, _0F38 = 1, 2  # the tables that their numbers are of
+_0F, _0F38, _0F3A = 1, 2, 3  # the tables that their numbers are of
 
 
 class Assembler:
@@ -183,6 +183,14 @@ class Assembler:
         """Set every number of ``target`` to one in memory."""
         number = 0x19 if self._double else 0x18
         self._vector(number, _66, _0F38, target, Vector(0), source)
+
+    def take_even(self, target: Vector, source: Address) -> None:
+        """Set ``target`` to its even numbers of 32 bits, and those of 32 bytes of memory."""
+        two_and_two, inner_parts_exchanged = 0x88, 0xD8
+        self._vector(0xC6, _NO_PREFIX, _0F, target, target, source)
+        self._code.append(two_and_two)
+        self._vector(0x01, _66, _0F3A, target, Vector(0), target, wide=True)
+        self._code.append(inner_parts_exchanged)
 
     def copy_vector(self, target: Vector, source: Vector) -> None:
         """Set ``target`` to ``source``."""
