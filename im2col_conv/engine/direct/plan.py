@@ -28,7 +28,7 @@ TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**22
-LEAST_SHARED = 2 * 10**7
+LEAST_SHARED = 3 * 10**7
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 4 * 10**7
 FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
