@@ -110,7 +110,7 @@ def test_a_small_workspace_cuts_every_axis_and_changes_no_bit(
     ("x_shape", "w_shape", "keywords"),
     [
         ((6, 12, 40, 31), (40, 12, 3, 5), {"padding": (1, 2)}),
-        ((1, 96, 70, 61), (96, 1, 5, 3), {"padding": (2, 1), "groups": 96}),
+        ((2, 96, 70, 61), (96, 1, 5, 3), {"padding": (2, 1), "groups": 96}),
     ],
 )
 def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords, layout):
@@ -416,6 +416,12 @@ FIRST, LAST = LAYOUTS
         # with the zeros around dout: 412 and 384
         (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {}, False),
         (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {"padding": (1, 0)}, True),
+        # lines of 4 and 5, where channels come first
+        (Y, FIRST, (9, 24, 90, 6), (20, 24, 3, 3), {}, False),
+        (Y, FIRST, (9, 24, 90, 7), (20, 24, 3, 3), {}, True),
+        (Y, LAST, (9, 24, 90, 6), (20, 24, 3, 3), {}, True),
+        (DX, FIRST, (9, 24, 90, 4), (20, 24, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (9, 24, 90, 5), (20, 24, 3, 3), {"padding": 1}, True),
         # channels of dx side by side
         (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {}, False),
         (DX, LAST, (9, 8, 30, 31), (24, 8, 3, 3), {}, True),

@@ -46,25 +46,29 @@ LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 LEAST_FLOPS_DIRECT = {"channels_first": 2 * 10**5, "channels_last": 10**6}
 LEAST_FLOPS_ALONE = 10**5
 LEAST_SHARING, MOST_SUMMED, FEWEST_SIDE_BY_SIDE = 16, 400, 8
+SHORTEST_LINE = 5  # where channels come first
 # Of kernels of one cell, where channels come first.
-LEAST_SHARING_OF_ONE, FEW_WEIGHTS, SHORTEST_LINE = 64, 1536, 8
+LEAST_SHARING_OF_ONE, FEW_WEIGHTS, SHORTEST_LINE_OF_ONE = 64, 1536, 8
 
 
 def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether a layer that the direct way covers is better summed in registers."""
     last = layout == "channels_last"
     made, read = (n // geometry.groups for n in (geometry.F, geometry.C))
-    outputs = geometry.N * geometry.positions
+    results = geometry.out
     if each == "input_grad":
-        made, read, outputs = read, made, geometry.N * math.prod(geometry.size)
+        made, read, results = read, made, geometry.size
+    outputs = geometry.N * math.prod(results)
     if read == 1 and geometry.groups > 1 and (made == 1 or (made == 2 and not last)):
         return geometry.flops >= LEAST_FLOPS_ALONE
     summed = read * geometry.taps
     if geometry.flops < LEAST_FLOPS_DIRECT[layout] or outputs < LEAST_SHARING * made:
         return False
+    if not last and results[-1] < SHORTEST_LINE:  # of less than a vector
+        return False
     if geometry.taps == 1:
         few = made * read <= FEW_WEIGHTS and outputs >= LEAST_SHARING_OF_ONE * made
-        return not last and few and geometry.out[-1] >= SHORTEST_LINE
+        return not last and few and results[-1] >= SHORTEST_LINE_OF_ONE
     if each == "input_grad":  # which adds up zeros around dout as well
         summed = summed * math.prod(geometry.size) // geometry.positions
         return summed <= MOST_SUMMED and (not last or made >= FEWEST_SIDE_BY_SIDE)
