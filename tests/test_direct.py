@@ -20,7 +20,7 @@ from .strategies import cases, integers_like
 pytestmark = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run()))
 
 SINGLE = np.dtype(np.float32)
-LAYOUTS = ("channels_first", "channels_last")
+LAYOUTS = FIRST, LAST = ("channels_first", "channels_last")
 
 LAYERS = [
     # x_shape, w_shape, keywords, kinds of y where channels come first, and last
@@ -37,6 +37,9 @@ LAYERS = [
     ((2, 8, 6, 10), (33, 8, 1, 1), {}, "filters", "outputs"),
     ((1, 4, 10, 10), (6, 4, 2, 2), {"stride": (2, 5)}, "filters", "outputs"),  # phases no tap meets
     ((2, 2, 3, 4), (7, 2, 3, 4), {"padding": 5}, "filters", "outputs"),  # windows all padding
+    ((1, 3, 4, 9), (5, 3, 2, 3), {}, "filters", "outputs"),  # lines of one less than a vector
+    ((2, 7, 6, 9), (7, 1, 2, 3), {"groups": 7}, "planes", "channels"),  # and channels
+    ((2, 1, 6, 9), (1, 1, 2, 3), {}, "planes", "channels"),
 ]
 
 
@@ -249,11 +252,14 @@ def test_cells_further_apart_than_a_table_tells_are_copied():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tiles_take_the_memory_that_is_counted(layout):
-    x_shape, w_shape = (6, 20, 70, 61), (24, 20, 3, 5)
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape"),
+    [((6, 20, 70, 61), (24, 20, 3, 5)), ((2, 90, 20, 31), (300, 90, 3, 5))],
+)
+def test_tiles_take_the_memory_that_is_counted(x_shape, w_shape, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=(1, 2))
     x, w, b, _ = arrays_of(x_shape, w_shape, {"padding": (1, 2)}, layout)
-    for workspace in (2**26, 2**21):
+    for workspace in (2**26, 2**22):
         plan = plan_direct(geometry, layout, SINGLE, workspace, flipped=False)
         said = plan.shared_bytes + 2 * plan.worker_bytes
         with ic.set_workers(2), ic.set_workspace(workspace):
@@ -262,7 +268,20 @@ def test_tiles_take_the_memory_that_is_counted(layout):
             _, taken = peak_beyond(
                 lambda: ic.conv(x, w, b, algorithm="direct", layout=layout, padding=(1, 2))
             )
-        assert taken <= min(said, workspace) + 2**18
+        assert taken <= min(said, workspace) + 2**17
+
+
+FAR_APART = ic.ConvGeometry.from_shapes((1, 32, 250, 300), (32, 1, 3, 3), dilation=100, groups=32)
+
+
+def test_tiles_are_larger_than_the_cache_where_windows_are_far_apart():
+    small, large = (
+        plan_direct(FAR_APART, "channels_last", SINGLE, workspace, flipped=False)
+        for workspace in (2**23, 2**26)
+    )
+    assert small.copied_again > 4
+    assert large.copied_again < 2
+    assert large.worker_bytes > direct_plan.TILE_BYTES
 
 
 def test_only_so_many_tables_are_kept():
@@ -363,7 +382,15 @@ def test_processors_with_wider_registers_are_left_to_other_ways(features, monkey
     assert choice._measured.__wrapped__() is narrow
 
 
+def test_auto_leaves_windows_far_apart_that_a_small_workspace_cuts(measured):
+    for workspace, algorithm in ((2**23, "im2col"), (2**26, "direct")):
+        plan = choice.forward_plan("auto", FAR_APART, LAST, SINGLE, SINGLE, workspace)
+        assert plan.algorithm == algorithm
+
+
 def test_auto_leaves_it_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(choice, "why_not_run", lambda: "forbidden")
+    assert not choice._measured.__wrapped__()
     monkeypatch.setattr(choice, "_measured", lambda: False)
     assert way(Y, *LARGE) != "direct"
 
@@ -381,9 +408,6 @@ def test_auto_falls_back_where_no_tile_fits(measured):
         assert plan.algorithm == algorithm
 
 
-FIRST, LAST = LAYOUTS
-
-
 @pytest.mark.parametrize(
     ("each", "layout", "x_shape", "w_shape", "keywords", "taken"),
     [
@@ -397,9 +421,10 @@ FIRST, LAST = LAYOUTS
         (Y, FIRST, (1, 18, 15, 24), (18, 1, 3, 3), {"padding": (1, 0), "groups": 18}, True),
         (DX, LAST, (1, 18, 14, 22), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, False),
         (DX, LAST, (1, 18, 14, 23), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, True),
-        # two filters of each channel, and three; where channels come last, they fill no vector
-        (Y, FIRST, (9, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, True),
+        # one channel in all is no such layer, nor are two filters of each that come last
+        (Y, FIRST, (9, 1, 30, 31), (1, 1, 3, 3), {}, False),
         (Y, LAST, (9, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, True),
+        (Y, LAST, (3, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, False),
         # outputs for each filter: 15.9 and 16.1
         (Y, FIRST, (3, 64, 19, 19), (55, 64, 3, 3), {}, False),
         (Y, FIRST, (3, 64, 19, 19), (54, 64, 3, 3), {}, True),

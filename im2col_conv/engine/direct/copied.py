@@ -35,7 +35,8 @@ def copied(
 ) -> tuple[Array, Steps, list[Told]]:
     """Return memory for a copy of ``image[n, c, *inside]``, how it lies, and what fills it.
 
-    A vector of the last numbers may reach past them: so some more follow.
+    A vector of the last numbers may reach past them: so some more follow. No result keeps what
+    comes of them; they are zero since numbers too small to be normal would be slow.
     """
     dtype, (n, c) = plan.dtype, image.shape[:2]
     size = cells.numbers(n, c)

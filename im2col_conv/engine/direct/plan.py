@@ -152,7 +152,7 @@ def _kind(geometry: ConvGeometry, *, last: bool) -> Kind:
     """Return what is summed: by where channels are, and how many filters see them."""
     filters, channels = geometry.F // geometry.groups, geometry.C // geometry.groups
     if last:
-        return Kind.CHANNELS if filters == channels == 1 and geometry.groups > 1 else Kind.OUTPUTS
+        return Kind.CHANNELS if filters == channels == 1 else Kind.OUTPUTS
     return Kind.PLANES if filters <= FEW_FILTERS else Kind.FILTERS
 
 

@@ -231,11 +231,9 @@ def _reach(
 
 
 def _pairs(vectors: Vectors, itemsize: int) -> tuple[Array, ...]:
-    """Return columns of pairs of vectors; a single one is paired with itself, of no numbers."""
+    """Return columns of pairs of vectors; a single one is paired with itself, and made twice."""
     odd = len(vectors.b) % 2
     b, c, d, numbers = (np.r_[each, each[-1:]] if odd else each for each in vectors)
-    if odd:
-        numbers[-1] = 0
     masks = VECTOR - numbers * itemsize
     columns = (b, c, d, masks)
     return tuple(each[at::2] for each in columns for at in range(2))
