@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 import im2col_conv as ic
 from im2col_conv.engine import choice
 from im2col_conv.engine.direct import plan as direct_plan
-from im2col_conv.engine.direct.cells import FARTHEST, cells_of
+from im2col_conv.engine.direct.cells import cells_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_TABLES, plan_direct
+from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.workers import Scratch, drop_scratch
 

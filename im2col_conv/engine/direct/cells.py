@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
 __all__ = ["Cells", "Steps", "cells_of", "steps_of"]
-
-FARTHEST = 2**31 - 1  # bytes that a table holds as the offset of a term
 
 
 class Steps(NamedTuple):

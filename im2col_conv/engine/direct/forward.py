@@ -84,7 +84,6 @@ def forward(
             steps,
             tuple(each // dtype.itemsize for each in sums.strides),
         )
-        scratch.begin_product()
         group = slice(step.filters.start * geometry.groups // geometry.F, None)
         A, B = W[group], image
         if plan.kind is Kind.OUTPUTS:

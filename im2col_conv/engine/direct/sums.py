@@ -24,10 +24,10 @@ from im2col_conv.engine.direct.kernel import (
 )
 from im2col_conv.engine.machine.row import Told
 
-__all__ = ["Parts", "Runs", "Sums", "Terms", "Vectors", "lanes_of"]
+__all__ = ["FARTHEST", "Parts", "Runs", "Sums", "Terms", "Vectors", "lanes_of"]
 
 _SLOTS = ctypes.c_int64 * len(Call._fields)
-_LARGEST = np.iinfo(np.int32).max
+FARTHEST = np.iinfo(np.int32).max  # bytes that a table holds as the offset of a term
 
 
 class Terms(NamedTuple):
@@ -223,8 +223,8 @@ def _reach(
         "d": parts.d.max() + in_d.max() + of_d,
     }
     farthest = max(each.max() for each in terms) * dtype.itemsize
-    if farthest > _LARGEST:
-        raise ValueError(f"a term is further than {_LARGEST} bytes from the first: {farthest}")
+    if farthest > FARTHEST:
+        raise ValueError(f"a term is further than {FARTHEST} bytes from the first: {farthest}")
     if vectors.numbers.max() > lanes:
         raise ValueError(f"a vector holds {lanes} numbers, got {vectors.numbers.max()}")
     return {name: int(numbers) for name, numbers in reach.items()}

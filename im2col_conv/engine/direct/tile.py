@@ -78,13 +78,7 @@ def blocks_of(filters: int, dtype: np.dtype[Any]) -> tuple[int, int]:
 def _of_filters(tile: Tile) -> Sums:
     # y (F, L) = W (F, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs
     lines, at_y = _windows(tile, slice(0, -1))
-    first, numbers = _vectors(tile.cells.outs[-1], tile.dtype)
-    vectors = Vectors(
-        np.add.outer(lines, first).ravel(),
-        np.add.outer(at_y, first).ravel(),
-        _NONE.repeat(len(lines) * len(first)),
-        np.tile(numbers, len(lines)),
-    )
+    vectors = _vectors_of(lines, at_y, *_vectors(tile.cells.outs[-1], tile.dtype))
     a, step = _weights(tile)
     image, group = _images_and(tile.images, tile.groups)
     parts = Parts(
@@ -126,12 +120,7 @@ def _of_planes(tile: Tile) -> Sums:
     # y (L) = W (1, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs of one filter
     first, numbers = _vectors(tile.cells.outs[-1], tile.dtype)
     lines, apart, at_y, y_apart, rows = _lines_under_each_other(tile, odd=len(first) % 2 == 1)
-    vectors = Vectors(
-        np.add.outer(lines, first).ravel(),
-        np.add.outer(at_y, first).ravel(),
-        _NONE.repeat(len(lines) * len(first)),
-        np.tile(numbers, len(lines)),
-    )
+    vectors = _vectors_of(lines, at_y, first, numbers)
     a, step = _weights(tile)
     image, filters = _images_and(tile.images, tile.groups * tile.F)
     group, f = np.divmod(filters, tile.F)
@@ -215,6 +204,12 @@ def _vectors(numbers: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     lanes = lanes_of(dtype)
     first = np.minimum(np.arange(0, numbers, lanes), max(numbers - lanes, 0))
     return first, np.full_like(first, min(lanes, numbers))
+
+
+def _vectors_of(lines: Array, at_y: Array, first: Array, numbers: Array) -> Vectors:
+    """Return the vectors of lines that begin so in x and in y."""
+    b, c = (np.add.outer(begin, first).ravel() for begin in (lines, at_y))
+    return Vectors(b, c, np.zeros_like(b), np.tile(numbers, len(lines)))
 
 
 def _terms(tile: Tile) -> Array:
