@@ -18,10 +18,14 @@ def _nothing(workers: int) -> None:
 
 
 class Work(NamedTuple):
-    """What a pass has to do: its tasks, which workers may share, and what comes after them."""
+    """What a pass has to do: its tasks, which workers may share, and what comes after them.
+
+    ``at_once`` runs all tasks with so many workers, where none needs the interpreter.
+    """
 
     task: Task
     finish: Callable[[int], None] = _nothing
+    at_once: Callable[[int], None] | None = None
 
 
 class Job(NamedTuple):
@@ -55,6 +59,9 @@ def _run(job: Job, workers: int) -> None:
     at_product = plan.at_product and plan.tasks >= 2 * workers
     with lend_scratch() as shared:
         work = job.begin(shared)
+        if work.at_once is not None:
+            work.at_once(workers)
+            return
         run_tasks(work.task, plan.tasks, workers, holds_blas=plan.holds_blas, at_product=at_product)
         work.finish(workers)
 

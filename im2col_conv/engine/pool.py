@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Set
-from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 
-__all__ = ["Help", "ask"]
+from im2col_conv.engine.processors import MOST_HELPERS, HelperThread
 
-MOST_HELPERS = max(os.cpu_count() or 1, 4)
+__all__ = ["Help", "ask"]
 
 _idle: list[_Helper] = []
 _started = 0
@@ -76,20 +75,12 @@ def ask(work: Callable[[], None], processors: Set[int]) -> Help | None:
     return Help(work, helper)
 
 
-class _Helper(threading.Thread):
-    """A thread that does what it is given, again and again, and keeps no process alive."""
+class _Helper(HelperThread):
+    """A thread that does what it is given, again and again."""
 
     def __init__(self) -> None:
-        super().__init__(name="im2col_conv", daemon=True)
+        super().__init__()
         self.given: SimpleQueue[Help] = SimpleQueue()
-        self._processors: Set[int] = frozenset()
-
-    def go_to(self, processors: Set[int]) -> None:
-        """Use these processors from now on; as before, if there are none or the system refuses."""
-        if processors and processors != self._processors and self.native_id is not None:
-            with suppress(OSError):
-                os.sched_setaffinity(self.native_id, processors)
-                self._processors = processors
 
     def run(self) -> None:
         while True:

@@ -11,11 +11,29 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import cache
 
-__all__ = ["parted"]
+__all__ = ["MOST_HELPERS", "HelperThread", "parted"]
+
+MOST_HELPERS = max(os.cpu_count() or 1, 4)
+
+
+class HelperThread(threading.Thread):
+    """A thread that can be told where to run, and keeps no process alive."""
+
+    def __init__(self) -> None:
+        super().__init__(name="im2col_conv", daemon=True)
+        self._processors: Set[int] = frozenset()
+
+    def go_to(self, processors: Set[int]) -> None:
+        """Use these processors from now on; as before, if there are none or the system refuses."""
+        if processors and processors != self._processors and self.native_id is not None:
+            with suppress(OSError):
+                os.sched_setaffinity(self.native_id, processors)
+                self._processors = processors
 
 
 @contextmanager

@@ -87,15 +87,14 @@ class Cells:
             return (images, channels, *outer, *lines)
         return (images, *outer, channels, *lines)
 
-    def steps_in_place(self, image: Array, dtype: np.dtype[Any]) -> Steps | None:
-        """Return how ``image[n, c, *inside]`` lies, if sums can read it as it is."""
-        if self.phases > 1 or self.padded:
+    def steps_in_place(self, given: tuple[int, ...], channels: int, itemsize: int) -> Steps | None:
+        """Return how these lie in x, if sums can read them there; ``given`` are its steps."""
+        line = given[1] if self.last else given[-1]
+        if self.phases > 1 or self.padded or line != 1:
             return None
-        lines = image.swapaxes(1, -1) if self.last else image
-        if lines.strides[-1] != image.itemsize:
-            return None
-        given = steps_of(image, dtype)
-        if given is None or _span(image) > FARTHEST:
+        sizes = channels, *self.inside
+        far = sum((size - 1) * step for size, step in zip(sizes, given[1:], strict=True))
+        if far * itemsize > FARTHEST:
             return None
         return Steps(given[0], given[1], given[2:], 0)
 
@@ -184,16 +183,10 @@ def cells_of(
     return cells, tuple(inside)
 
 
-def _span(image: Array) -> int:
-    """Return how many bytes lie between the first and the last number of an image."""
-    axes = zip(image.shape[1:], image.strides[1:], strict=True)
-    return sum((size - 1) * step for size, step in axes)
-
-
-def steps_of(image: Array, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
-    """Return the numbers along each axis from one to the next, if machine code can read them."""
-    if image.dtype != dtype or not image.flags.aligned or image.size == 0:
+def steps_of(array: Array, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Return the numbers along each axis from one to the next, if machine code can use them."""
+    if array.dtype != dtype or not array.flags.aligned or array.size == 0:
         return None
-    if min(image.strides) < 0 or any(step % image.itemsize for step in image.strides):
+    if min(array.strides) < 0 or any(step % array.itemsize for step in array.strides):
         return None
-    return tuple(step // image.itemsize for step in image.strides)
+    return tuple(step // array.itemsize for step in array.strides)

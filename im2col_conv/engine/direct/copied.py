@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from im2col_conv.arrays import Array
-from im2col_conv.engine.direct.cells import Cells, Steps, steps_of
+from im2col_conv.engine.direct.cells import Cells
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import DirectPlan
 from im2col_conv.engine.direct.sums import lanes_of
-from im2col_conv.engine.machine.row import Told
-from im2col_conv.engine.workers import Scratch
+from im2col_conv.engine.machine.program import Place, Step
 
-__all__ = ["copied"]
-
-_ZERO = {dtype: np.zeros(1, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
+__all__ = ["copied", "fill", "numbers_of_copy"]
 
 
 class _Lie(NamedTuple):
@@ -28,33 +23,40 @@ class _Lie(NamedTuple):
     channels: int
     given: tuple[int, ...]
     itemsize: int
+    spare: int
 
 
-def copied(
-    plan: DirectPlan, scratch: Scratch, cells: Cells, image: Array
-) -> tuple[Array, Steps, list[Told]]:
-    """Return memory for a copy of ``image[n, c, *inside]``, how it lies, and what fills it.
+def numbers_of_copy(plan: DirectPlan, cells: Cells, images: int, channels: int) -> int:
+    """Return how many numbers a copy takes.
 
     A vector of the last numbers may reach past them: so some more follow. No result keeps what
     comes of them; they are zero since numbers too small to be normal would be slow.
     """
-    dtype, (n, c) = plan.dtype, image.shape[:2]
-    size = cells.numbers(n, c)
-    memory = scratch.array("x", (size + lanes_of(dtype),), dtype)
-    given, told = steps_of(image, dtype), []
-    if given is None:
-        memory[...] = 0
-        _fill(cells, memory[:size].reshape(cells.shape(n, c)), image)
-    else:
-        memory[size:] = 0
-        blank, filled = plan.table(_Lie(cells, n, c, given, dtype.itemsize), _moves)
-        pairs = (blank, _ZERO[dtype]), (filled, image)
-        told = [moves.of(source, memory) for moves, source in pairs if moves is not None]
-    return memory, cells.steps(n, c), told
+    return cells.numbers(images, channels) + lanes_of(plan.dtype)
 
 
-def _fill(cells: Cells, copy: Array, image: Array) -> None:
-    """Copy what machine code cannot read: other types, and steps backwards."""
+def copied(
+    plan: DirectPlan,
+    cells: Cells,
+    images: int,
+    channels: int,
+    given: tuple[int, ...],
+    image: Place,
+    zero: Place,
+    copy: Place,
+) -> list[Step]:
+    """Return the steps that copy ``image[n, c, *inside]``, which lies as ``given``."""
+    lie = _Lie(cells, images, channels, given, plan.dtype.itemsize, lanes_of(plan.dtype))
+    moves = plan.table(lie, _moves)
+    pairs = zip(moves, (zero, zero, image), strict=True)
+    return [each.of(source, copy) for each, source in pairs if each is not None]
+
+
+def fill(cells: Cells, memory: Array, image: Array) -> None:
+    """Copy ``image`` where machine code cannot read it: of other types, or with steps backwards."""
+    n, c = image.shape[:2]
+    memory[...] = 0
+    copy = memory[: cells.numbers(n, c)].reshape(cells.shape(n, c))
     ordered = copy.transpose(cells.order)
     for phase in cells.met:
         first, places, count = cells.phase(phase)
@@ -64,9 +66,12 @@ def _fill(cells: Cells, copy: Array, image: Array) -> None:
         view[(slice(None), slice(None), *box)] = image[..., first :: cells.phases]
 
 
-def _moves(lie: _Lie) -> tuple[Moves | None, Moves | None]:
-    """Return what sets the padding of a copy to zero, and what fills the rest; None for nothing."""
-    cells, n, c, given, itemsize = lie
+def _moves(lie: _Lie) -> tuple[Moves | None, ...]:
+    """Return what sets what follows a copy, and its padding, to zero, and what fills the rest.
+
+    None for nothing.
+    """
+    cells, n, c, given, itemsize, spare = lie
     steps = cells.steps(n, c)
     into = (steps.channel, *steps.axes)
     extent = (c, *cells.extent[:-1], -(-cells.extent[-1] // cells.phases))
@@ -76,17 +81,20 @@ def _moves(lie: _Lie) -> tuple[Moves | None, Moves | None]:
         begin, box = (0, *places), (c, *cells.inside[:-1], count)
         target = phase * steps.phase
         taken = (*given[1:-1], given[-1] * cells.phases)
-        if count > 0:
+        if min(box) > 0:
             source = first * given[-1]
             filled.append(_box(cells, source, target, begin, box, taken, into))
         blank += [
             _box(cells, 0, target, edge, sizes, (0,) * len(into), into)
             for edge, sizes in _around(begin, box, extent)
         ]
+    after = Box(0, cells.numbers(n, c), (spare,), (), ())
     step = given[1] if cells.last else given[-1] * cells.phases
-    zeros = Moves(blank, Again(n, 0, steps.image), 0, itemsize) if blank else None
-    numbers = Moves(filled, Again(n, given[0], steps.image), step, itemsize) if filled else None
-    return zeros, numbers
+    return (
+        Moves([after], Again(1, 0, 0), 0, itemsize),
+        Moves(blank, Again(n, 0, steps.image), 0, itemsize) if blank else None,
+        Moves(filled, Again(n, given[0], steps.image), step, itemsize) if filled else None,
+    )
 
 
 def _box(

@@ -6,22 +6,19 @@ many small boxes wait for that lock longer than they copy.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array, address, numbers_in
+from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.kernel import VECTOR
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
-from im2col_conv.engine.machine.row import Told
+from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["Again", "Box", "Moves", "moves_of"]
-
-KEPT = 64  # copies of weights
+__all__ = ["Again", "Box", "Moves"]
 
 
 class Box(NamedTuple):
@@ -60,10 +57,10 @@ class Moves:
     --------
     Every other number of two lines:
 
-    >>> from im2col_conv.engine.machine.row import run_in_a_row
+    >>> from im2col_conv.engine.machine.program import Program
     >>> moves = Moves([Box(1, 0, (3,), (), ())], Again(2, 6, 3), 2, 4)
     >>> source, target = np.arange(12, dtype=np.float32), np.zeros(6, np.float32)
-    >>> run_in_a_row([moves.of(source, target)])
+    >>> Program([[moves.of(Place(0), Place(1))]]).run([[source, target]])
     >>> target
     array([ 1.,  3.,  5.,  7.,  9., 11.], dtype=float32)
     """
@@ -85,27 +82,16 @@ class Moves:
         self._told = (step * itemsize, begin, begin + self._table.nbytes, again.times, *apart)
         self._routine = _copier(itemsize)
 
-    def of(self, source: Array, target: Array) -> Told:
-        """Return what copies one array to another.
+    def of(self, source: Place, target: Place) -> Step:
+        """Return the step that copies from one place to another.
 
         Of arrays with gaps, all memory from first number to last is used.
         """
-        for array, reach in zip((source, target), self._reach, strict=True):
-            if array.itemsize != self._itemsize or numbers_in(array) < reach:
-                raise ValueError(
-                    f"the copies need {reach} numbers of {self._itemsize} bytes, got an array of "
-                    f"shape {array.shape}, {array.dtype}, strides {array.strides}"
-                )
-        if not target.flags.writeable:
-            raise ValueError("the copies need a writeable array for what is copied")
-        numbers = _SLOTS(address(source), address(target), *self._told)
-        return Told(self._routine, numbers, (self, source, target))
-
-
-@lru_cache(maxsize=KEPT)
-def moves_of(boxes: tuple[Box, ...], again: Again, step: int, itemsize: int) -> Moves:
-    """Return the copies, worked out when they are first asked for."""
-    return Moves(boxes, again, step, itemsize)
+        needs = tuple(
+            Need(numbers, self._itemsize, None, written)
+            for numbers, written in zip(self._reach, (False, True), strict=True)
+        )
+        return Step(self._routine, (source, target), needs, self._told, self)
 
 
 def _reach(first: Array, last: Array, times: int, apart: int) -> int:
@@ -149,7 +135,6 @@ _FIELDS = (
     *("source", "target", "step", "lines", "lines_end"),
     *("times", "source_apart", "target_apart"),
 )
-_SLOTS = ctypes.c_int64 * len(_FIELDS)
 _LINE = ("source", "target", "bytes")
 
 _RAX, _RCX, _RDX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 6, 7))

@@ -14,6 +14,7 @@ from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.direct.cells import Cells, cells_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.sums import lanes_of
+from im2col_conv.engine.machine.program import Program
 from im2col_conv.engine.plan import Pass, Plan
 from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut_evenly, overlap_of
 from im2col_conv.geometry import ConvGeometry
@@ -33,6 +34,7 @@ CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 4 * 10**7
 FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
+MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks
 FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
 
 
@@ -61,15 +63,15 @@ class DirectPlan(Plan):
     flipped: bool
     copied_again: float
     tables: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    programs: dict[Hashable, Program] = field(default_factory=dict, compare=False, repr=False)
+
+    def program(self, key: K, draw: Callable[[K], Program]) -> Program:
+        """Return the program that was drawn for ``key`` in an earlier call, or is drawn now."""
+        return _kept(self.programs, MOST_PROGRAMS, key, draw)
 
     def table(self, key: K, draw: Callable[[K], T]) -> T:
         """Return tables that were drawn for ``key`` in an earlier call, or are drawn now."""
-        found: T | None = self.tables.get(key)
-        if found is None:
-            found = draw(key)
-            if len(self.tables) < MOST_TABLES:
-                self.tables[key] = found
-        return found
+        return _kept(self.tables, MOST_TABLES, key, draw)
 
     @property
     def least_shared(self) -> int:
@@ -91,6 +93,15 @@ class DirectPlan(Plan):
         """Return the cells that a box of outputs sees."""
         planes = self.kind is Kind.PLANES
         return cells_of(self.geometry, box, last=self.last, planes=planes, phased=not self.last)
+
+
+def _kept(kept: dict[Hashable, Any], most: int, key: K, draw: Callable[[K], T]) -> T:
+    found: T | None = kept.get(key)
+    if found is None:
+        found = draw(key)
+        if len(kept) < most:
+            kept[key] = found
+    return found
 
 
 def covers(each: Pass, geometry: ConvGeometry) -> bool:

@@ -1,17 +1,16 @@
 """What the routine of the direct way is to sum, with bounds that are proved beforehand.
 
 As for :class:`~im2col_conv.engine.products.Products`: what can be reached in each of four arrays
-is computed once, from all offsets, and arrays whose memory is smaller are refused.
+is computed once, from all offsets, and a program refuses arrays whose memory is smaller.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from im2col_conv.arrays import Array, address, numbers_in
+from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.kernel import (
     COLUMN,
     MASKS,
@@ -22,11 +21,10 @@ from im2col_conv.engine.direct.kernel import (
     Kind,
     routine_for,
 )
-from im2col_conv.engine.machine.row import Told
+from im2col_conv.engine.machine.program import Need, Place, Step
 
 __all__ = ["FARTHEST", "Parts", "Runs", "Sums", "Terms", "Vectors", "lanes_of"]
 
-_SLOTS = ctypes.c_int64 * len(Call._fields)
 FARTHEST = np.iinfo(np.int32).max  # bytes that a table holds as the offset of a term
 
 
@@ -134,7 +132,7 @@ class Sums:
         kernels: Array = np.array(self._routine.kernels, np.int64)[rows - 1]
         return kernels
 
-    def _told(self) -> Call:
+    def _told(self) -> tuple[int, ...]:
         """Return what the routine is told, but where the arrays begin."""
         alpha, beta = (each.ctypes.data + each.nbytes for each in self._terms)
         rows, parts = self._rows.ctypes.data, self._parts.ctypes.data
@@ -154,24 +152,18 @@ class Sums:
             rows_end=rows + self._rows.nbytes,
             columns=self._columns.ctypes.data,
             masks=MASKS.ctypes.data,
-        )
+        )[4:]
 
-    def of(self, a: Array, b: Array, c: Array, d: Array) -> Told:
-        """Return what makes the sums of four arrays.
+    def of(self, a: Place, b: Place, c: Place, d: Place) -> Step:
+        """Return the step that makes the sums of arrays that begin at four places.
 
         Of an array with gaps, all memory from its first number to its last is used.
         """
-        for array, (name, reach) in zip((a, b, c, d), self.reach.items(), strict=True):
-            if array.dtype != self._dtype or numbers_in(array) < reach:
-                raise ValueError(
-                    f"the sums need {reach} numbers of {self._dtype} in {name}, got an array of "
-                    f"shape {array.shape}, {array.dtype}, strides {array.strides}"
-                )
-        if not c.flags.writeable:
-            raise ValueError("the sums need a writeable array for their results")
-        begins = [address(array) for array in (a, b, c, d)]
-        numbers = _SLOTS(*begins, *self._call[4:])
-        return Told(self._routine.address, numbers, (self, a, b, c, d))
+        needs = tuple(
+            Need(numbers, self._dtype.itemsize, self._dtype, name == "c")
+            for name, numbers in self.reach.items()
+        )
+        return Step(self._routine.address, (a, b, c, d), needs, self._call, self)
 
 
 def lanes_of(dtype: np.dtype[Any]) -> int:

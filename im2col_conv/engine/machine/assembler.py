@@ -96,6 +96,11 @@ class Assembler:
         """Set ``target`` to where an operand lies."""
         self._integer(0x8D, target, source)
 
+    def set_number(self, target: Register, number: int) -> None:
+        """Set ``target`` to ``number``."""
+        self._integer(0xC7, Register(0), target)
+        self._number(number)
+
     def add(self, target: Register, source: Address | Register) -> None:
         """Add to ``target``."""
         self._integer(0x03, target, source)
@@ -126,6 +131,31 @@ class Assembler:
         """Take ``register`` from the stack."""
         self._code += bytes([0x40 | register >> 3, 0x58 | register & 7])
 
+    # What several threads do to the same memory
+
+    def exchange(self, register: Register, place: Address) -> None:
+        """Exchange ``register`` and 8 bytes of memory, before or after all others do."""
+        self._integer(0x87, register, place)
+
+    def exchange_add(self, place: Address, register: Register) -> None:
+        """Add ``register`` to 8 bytes of memory, and set it to what they were: all at once."""
+        self._at_once(0xC1, register, place)
+
+    def exchange_if_equal(self, place: Address, register: Register) -> None:
+        """Set 8 bytes of memory to ``register`` if register 0 equals them, else it to them.
+
+        A jump that follows finds out whether they were equal.
+        """
+        self._at_once(0xB1, register, place)
+
+    def pause(self) -> None:
+        """Wait a moment: others change what this thread looks at."""
+        self._code += b"\xf3\x90"
+
+    def system_call(self) -> None:
+        """Have Linux do what register 0 says; it changes that one, 1 and 11."""
+        self._code += b"\x0f\x05"
+
     # Jumps
 
     def jump(self, label: str) -> None:
@@ -151,6 +181,10 @@ class Assembler:
     def call(self, target: Address) -> None:
         """Run a function that begins where 8 bytes of memory say."""
         self._integer(0xFF, Register(2), target)
+
+    def call_place(self, label: str) -> None:
+        """Run a function that begins at ``label``."""
+        self._jump(b"\xe8", label)
 
     def back(self) -> None:
         """Return to the caller."""
@@ -207,9 +241,13 @@ class Assembler:
     # Forms
 
     def _integer(self, number: int, register: Register, other: Address | Register) -> None:
-        counter, base = _parts(other)
-        self._code += bytes([0x48 | register >> 3 << 2 | counter >> 3 << 1 | base >> 3, number])
+        self._code += bytes([_wide(register, other), number])
         self._operand(register, other)
+
+    def _at_once(self, number: int, register: Register, place: Address) -> None:
+        """Write an instruction of the second table, during which no other meets the memory."""
+        self._code += bytes([0xF0, _wide(register, place), 0x0F, number])
+        self._operand(register, place)
 
     def _vector(
         self,
@@ -251,6 +289,12 @@ class Assembler:
         self._code += number
         self._jumps.append((len(self._code), label))
         self._number(0)
+
+
+def _wide(register: int, other: int | Address) -> int:
+    """Return the prefix that says that operands have 64 bits, and holds three of registers."""
+    counter, base = _parts(other)
+    return 0x48 | register >> 3 << 2 | counter >> 3 << 1 | base >> 3
 
 
 def _parts(other: int | Address) -> tuple[int, int]:

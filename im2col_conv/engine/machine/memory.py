@@ -10,9 +10,7 @@ from functools import cache
 
 from im2col_conv.engine.kernels import level_of, processor_features
 
-__all__ = ["loaded", "why_not_run"]
-
-_kept: list[mmap.mmap] = []  # code stays for as long as the process does
+__all__ = ["loaded", "never_freed", "why_not_run"]
 
 
 def loaded(code: bytes) -> int:
@@ -30,8 +28,13 @@ def loaded(code: bytes) -> int:
     protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if protect(address, len(code), mmap.PROT_READ | mmap.PROT_EXEC):
         raise OSError(ctypes.get_errno(), "memory cannot be made executable")
-    _kept.append(memory)
+    never_freed(memory)
     return address
+
+
+def never_freed(memory: object) -> None:
+    """Keep an object for as long as the process lives: threads may run in it to its very end."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
 
 
 @cache

@@ -1,0 +1,359 @@
+r"""Threads that wait for tasks in machine code, and begin without a step of Python.
+
+Each worker has a :class:`Block`: where tasks are drawn from, where its arrays begin, and room for
+what routines are told. A task is some rows of a table of steps:
+
+.. code-block:: text
+
+    while a ticket is drawn that is less than the number of tasks:
+        draw the next task from its own end of the row
+        for each step: copy what the routine is told, add where arrays begin, and call it
+
+Who shares his tasks writes the address of a block into the letter box of each helper, and wakes
+those that sleep; works himself; and then takes back what was not begun, and waits for the rest. A
+box has one of five states, which change in one instruction each:
+
+.. code-block:: text
+
+    IDLE -> ASLEEP              by the helper, who has looked in vain for a while
+    IDLE or ASLEEP -> ASKED     by who asks, who wakes it if it slept
+    ASKED -> WORKING            by the helper, who begins
+    ASKED -> IDLE               by who asked, when nothing is left to do
+    WORKING -> AWAITED          by who asked, when he goes to sleep until it is done
+    WORKING or AWAITED -> IDLE  by the helper, who wakes him if he slept
+
+A thread sleeps at an address of memory until another wakes it there: what Linux calls a futex
+(Franke, Russell and Kirkwood, 2002).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence, Set
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import aligned
+from im2col_conv.engine.machine.assembler import Address, Assembler, Register
+from im2col_conv.engine.machine.memory import loaded, never_freed
+from im2col_conv.engine.processors import MOST_HELPERS, HelperThread, parted
+
+__all__ = ["ARRAYS", "MOST_NUMBERS", "PLACES", "Block", "share", "shares_here"]
+
+ARRAYS = 8  # whose beginnings a block holds; the first is none, and begins at 0
+MOST_NUMBERS = 32  # that a routine is told
+PLACES = 4  # of which so many may be in an array
+
+IDLE, ASLEEP, ASKED, WORKING, AWAITED = range(5)
+LOOKS = 2000  # before a thread goes to sleep: some 100 microseconds
+
+_FIELDS = ("drawn", "tasks", "own", "ranges")
+_BEGINS = 8 * len(_FIELDS)
+_TOLD = _BEGINS + 8 * ARRAYS
+_BLOCK = ctypes.c_int64 * (len(_FIELDS) + ARRAYS + MOST_NUMBERS)
+_STEP = ("routine", "told", "numbers", *(f"array{n}" for n in range(PLACES)))
+_BOX = ("state", "block")
+_SHARED = ("own", "first", "end")
+_HELP = ("box", "block")
+
+_FUTEX, _WAIT, _WAKE = 202, 128, 129  # the system call, and what it does within one process
+
+_RAX, _RCX, _RDX, _RBX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 3, 6, 7))
+_R10, _R11, _R12, _R13 = (Register(n) for n in (10, 11, 12, 13))
+
+
+def Block(*numbers: int) -> ctypes.Array[ctypes.c_int64]:  # noqa: N802
+    """Return the block of a worker: its fields, and where arrays begin, from that which is none."""
+    return _BLOCK(*numbers)
+
+
+def share(blocks: Sequence[ctypes.Array[ctypes.c_int64]]) -> None:
+    """Have tasks done by the caller, who has the first block, and a helper for each other one.
+
+    It returns when all are done. Where no helper is to be had, there are fewer.
+    """
+    routines = _routines()
+    own = ctypes.addressof(blocks[0])
+    if len(blocks) == 1 or not shares_here():
+        routines.work(own)
+        return
+    with parted() as left:
+        helpers = _taken(len(blocks) - 1, left)
+        try:
+            pairs = zip(helpers, blocks[1:], strict=False)
+            rows = [n for helper, block in pairs for n in (helper.box, ctypes.addressof(block))]
+            table = (ctypes.c_int64 * max(len(rows), 1))(*rows)
+            first = ctypes.addressof(table)
+            shared = (ctypes.c_int64 * len(_SHARED))(own, first, first + 8 * len(rows))
+            routines.share(ctypes.addressof(shared))
+        finally:
+            _idle.extend(helpers)
+
+
+def shares_here() -> bool:
+    """Say whether threads can wait in machine code: under Linux."""
+    return sys.platform == "linux"
+
+
+# Helpers
+
+_idle: list[_Helper] = []
+_started = 0
+_starting = threading.Lock()
+
+
+class _Helper(HelperThread):
+    """A thread that never comes back from machine code, and its letter box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = aligned((len(_BOX),), np.dtype(np.int64))
+        memory[:] = 0
+        never_freed(memory)
+        self.box = memory.ctypes.data
+
+    def run(self) -> None:
+        _routines().wait(self.box)
+
+
+def _taken(number: int, processors: Set[int]) -> list[_Helper]:
+    """Return up to so many helpers that nobody else has, on some of the ``processors``."""
+    helpers: list[_Helper] = []
+    while len(helpers) < number:
+        try:
+            helper = _idle.pop()
+        except IndexError:
+            new = _new_helper()
+            if new is None:
+                break
+            helper = new
+        helper.go_to(processors)
+        helpers.append(helper)
+    return helpers
+
+
+def _new_helper() -> _Helper | None:
+    global _started
+    with _starting:
+        if _started == MOST_HELPERS:
+            return None
+        helper = _Helper()
+        try:
+            helper.start()
+        except RuntimeError:  # no thread is to be had, or the interpreter is about to exit
+            return None
+        _started += 1
+        return helper
+
+
+def _start_anew() -> None:
+    """Forget, in a forked child, the parent's threads, which do not exist there."""
+    global _started, _starting
+    _idle.clear()
+    _started, _starting = 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+# Their machine code
+
+
+class _Routines(NamedTuple):
+    work: Callable[[int], None]
+    share: Callable[[int], None]
+    wait: Callable[[int], None]
+
+
+@cache
+def _routines() -> _Routines:
+    """Return the routines, which are written when they are first asked for."""
+    code = Assembler(double=False)
+    _write_work(code)
+    _write_share(code)
+    _write_wait(code)
+    start = loaded(code.finished())
+    kind: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    return _Routines(*(kind(start + code.place(name)) for name in _Routines._fields))
+
+
+def _write_work(code: Assembler) -> None:
+    """Do tasks of a block for as long as there are any."""
+    block, step, end = _RBX, _R12, _R13
+    code.label("work")
+    for register in (block, step, end):
+        code.push(register)
+    code.load_address(block, Address(_RDI))
+    code.label("draw")
+    _draw(code, "drawn")
+    code.compare(_RAX, _field(block, _FIELDS, "tasks"))
+    code.jump_if_less("task")
+    for register in (end, step, block):
+        code.pop(register)
+    code.back()
+    code.label("task")
+    _draw(code, "own")
+    code.add(_RAX, _RAX)
+    code.load(_R11, _field(block, _FIELDS, "ranges"))
+    code.load(step, Address(_R11, _RAX, 8))
+    code.load(end, Address(_R11, _RAX, 8, 8))
+    code.label("step")
+    code.compare(step, end)
+    code.jump_if_zero("draw")
+    _tell(code, block, step)
+    code.load_address(_RDI, Address(block, displacement=_TOLD))
+    code.call(_field(step, _STEP, "routine"))
+    code.add_number(step, 8 * len(_STEP))
+    code.jump("step")
+
+
+def _draw(code: Assembler, name: str) -> None:
+    """Take the next number that a field of the block points to."""
+    code.load(_RCX, _field(_RBX, _FIELDS, name))
+    code.set_number(_RAX, 1)
+    code.exchange_add(Address(_RCX), _RAX)
+
+
+def _tell(code: Assembler, block: Register, step: Register) -> None:
+    """Copy what a step's routine is told, and add where its arrays begin."""
+    code.load(_RSI, _field(step, _STEP, "told"))
+    code.load(_RCX, _field(step, _STEP, "numbers"))
+    code.label("number")
+    code.load(_RAX, Address(_RSI, _RCX, 8, -8))
+    code.store(Address(block, _RCX, 8, _TOLD - 8), _RAX)
+    code.add_number(_RCX, -1)
+    code.jump_if_not_zero("number")
+    for place in range(PLACES):
+        told = Address(block, displacement=_TOLD + 8 * place)
+        code.load(_RCX, _field(step, _STEP, f"array{place}"))
+        code.load(_RAX, Address(block, _RCX, 8, _BEGINS))
+        code.add(_RAX, told)
+        code.store(told, _RAX)
+
+
+def _write_share(code: Assembler) -> None:
+    """Ask helpers, work, and wait until those who began are done."""
+    shared, help_ = _RBX, _R12
+    code.label("share")
+    for register in (shared, help_, _R13):
+        code.push(register)
+    code.load_address(shared, Address(_RDI))
+    _for_each_help(code, "ask", _ask)
+    code.load(_RDI, _field(shared, _SHARED, "own"))
+    code.call_place("work")
+    _for_each_help(code, "end", _end)
+    for register in (_R13, help_, shared):
+        code.pop(register)
+    code.back()
+
+
+def _for_each_help(code: Assembler, name: str, write: Callable[[Assembler, str], None]) -> None:
+    """Write a loop over rows of boxes and blocks, with the box in register 7."""
+    code.load(_R12, _field(_RBX, _SHARED, "first"))
+    code.label(name)
+    code.compare(_R12, _field(_RBX, _SHARED, "end"))
+    code.jump_if_zero(f"{name}, all")
+    code.load(_RDI, _field(_R12, _HELP, "box"))
+    write(code, f"{name}, next")
+    code.label(f"{name}, next")
+    code.add_number(_R12, 8 * len(_HELP))
+    code.jump(name)
+    code.label(f"{name}, all")
+
+
+def _ask(code: Assembler, next_: str) -> None:
+    code.load(_RAX, _field(_R12, _HELP, "block"))
+    code.store(_field(_RDI, _BOX, "block"), _RAX)
+    code.set_number(_RAX, ASKED)
+    code.exchange(_RAX, _field(_RDI, _BOX, "state"))
+    code.compare_with(_RAX, ASLEEP)
+    code.jump_if_not_zero(next_)
+    _wake(code)
+
+
+def _end(code: Assembler, next_: str) -> None:
+    _change(code, _RDI, ASKED, IDLE)
+    code.jump_if_zero(next_)
+    code.set_number(_RCX, LOOKS)
+    code.label("is it done")
+    code.load(_RAX, _field(_RDI, _BOX, "state"))
+    code.compare_with(_RAX, WORKING)
+    code.jump_if_not_zero("is it done, slept")
+    code.pause()
+    code.add_number(_RCX, -1)
+    code.jump_if_not_zero("is it done")
+    _change(code, _RDI, WORKING, AWAITED)
+    code.label("is it done, slept")
+    code.load(_RAX, _field(_RDI, _BOX, "state"))
+    code.compare_with(_RAX, AWAITED)
+    code.jump_if_not_zero(next_)
+    _sleep(code, AWAITED)
+    code.jump("is it done, slept")
+
+
+def _write_wait(code: Assembler) -> None:
+    """Do what is asked for, again and again; it never ends."""
+    box = _RBX
+    code.label("wait")
+    code.push(box)
+    code.load_address(box, Address(_RDI))
+    code.label("awake")
+    code.set_number(_RCX, LOOKS)
+    code.label("look")
+    code.load(_RAX, _field(box, _BOX, "state"))
+    code.compare_with(_RAX, ASKED)
+    code.jump_if_zero("begin")
+    code.pause()
+    code.add_number(_RCX, -1)
+    code.jump_if_not_zero("look")
+    _change(code, box, IDLE, ASLEEP)
+    code.label("slept")
+    code.load(_RAX, _field(box, _BOX, "state"))
+    code.compare_with(_RAX, ASLEEP)
+    code.jump_if_not_zero("awake")
+    code.load_address(_RDI, Address(box))
+    _sleep(code, ASLEEP)
+    code.jump("slept")
+    code.label("begin")
+    _change(code, box, ASKED, WORKING)
+    code.jump_if_not_zero("awake")
+    code.load(_RDI, _field(box, _BOX, "block"))
+    code.call_place("work")
+    code.set_number(_RAX, IDLE)
+    code.exchange(_RAX, _field(box, _BOX, "state"))
+    code.compare_with(_RAX, AWAITED)
+    code.jump_if_not_zero("awake")
+    code.load_address(_RDI, Address(box))
+    _wake(code)
+    code.jump("awake")
+
+
+def _change(code: Assembler, box: Register, old: int, new: int) -> None:
+    """Change a state, if it is the old one: as a jump that follows finds out."""
+    code.set_number(_RAX, old)
+    code.set_number(_RCX, new)
+    code.exchange_if_equal(_field(box, _BOX, "state"), _RCX)
+
+
+def _wake(code: Assembler) -> None:
+    """Wake the thread that sleeps at the state of the box in register 7."""
+    for register, number in ((_RAX, _FUTEX), (_RSI, _WAKE), (_RDX, 1)):
+        code.set_number(register, number)
+    code.system_call()
+
+
+def _sleep(code: Assembler, state: int) -> None:
+    """Sleep at the state of the box in register 7, if it is this one, until somebody wakes."""
+    for register, number in ((_RAX, _FUTEX), (_RSI, _WAIT), (_RDX, state), (_R10, 0)):
+        code.set_number(register, number)
+    code.system_call()
+
+
+def _field(base: Register, fields: tuple[str, ...], name: str) -> Address:
+    return Address(base, displacement=8 * fields.index(name))
