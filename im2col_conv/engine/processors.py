@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import cache
 
-__all__ = ["MOST_HELPERS", "HelperThread", "parted"]
+__all__ = ["MOST_HELPERS", "HelperThread", "others", "parted"]
 
 MOST_HELPERS = max(os.cpu_count() or 1, 4)
 
@@ -34,6 +34,12 @@ class HelperThread(threading.Thread):
             with suppress(OSError):
                 os.sched_setaffinity(self.native_id, processors)
                 self._processors = processors
+
+
+def others() -> Set[int]:
+    """Return the processors that the calling thread may use and is not on, as far as known."""
+    own = _current()
+    return _allowed() - {own()} if own is not None else frozenset()
 
 
 @contextmanager

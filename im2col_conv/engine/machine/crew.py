@@ -41,7 +41,7 @@ import numpy as np
 from im2col_conv.arrays import aligned
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, never_freed
-from im2col_conv.engine.processors import MOST_HELPERS, HelperThread, parted
+from im2col_conv.engine.processors import MOST_HELPERS, HelperThread, others
 
 __all__ = ["ARRAYS", "MOST_NUMBERS", "PLACES", "Block", "share", "shares_here"]
 
@@ -82,17 +82,16 @@ def share(blocks: Sequence[ctypes.Array[ctypes.c_int64]]) -> None:
     if len(blocks) == 1 or not shares_here():
         routines.work(own)
         return
-    with parted() as left:
-        helpers = _taken(len(blocks) - 1, left)
-        try:
-            pairs = zip(helpers, blocks[1:], strict=False)
-            rows = [n for helper, block in pairs for n in (helper.box, ctypes.addressof(block))]
-            table = (ctypes.c_int64 * max(len(rows), 1))(*rows)
-            first = ctypes.addressof(table)
-            shared = (ctypes.c_int64 * len(_SHARED))(own, first, first + 8 * len(rows))
-            routines.share(ctypes.addressof(shared))
-        finally:
-            _idle.extend(helpers)
+    helpers = _taken(len(blocks) - 1, others())
+    try:
+        pairs = zip(helpers, blocks[1:], strict=False)
+        rows = [n for helper, block in pairs for n in (helper.box, ctypes.addressof(block))]
+        table = (ctypes.c_int64 * max(len(rows), 1))(*rows)
+        first = ctypes.addressof(table)
+        shared = (ctypes.c_int64 * len(_SHARED))(own, first, first + 8 * len(rows))
+        routines.share(ctypes.addressof(shared))
+    finally:
+        _idle.extend(helpers)
 
 
 def shares_here() -> bool:
