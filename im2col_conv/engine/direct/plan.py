@@ -29,9 +29,9 @@ TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**22
-LEAST_SHARED = 3 * 10**7
+LEAST_SHARED = 10**7
 CELL_COST = 16  # operations in the time in which a number is copied or stored
-SHARE_WORK = 4 * 10**7
+SHARE_WORK = 2 * 10**7
 FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
 MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks

@@ -50,7 +50,7 @@ MOST_NUMBERS = 32  # that a routine is told
 PLACES = 4  # of which so many may be in an array
 
 IDLE, ASLEEP, ASKED, WORKING, AWAITED = range(5)
-LOOKS = 2000  # before a thread goes to sleep: some 100 microseconds
+LOOKS = 5000  # before a thread goes to sleep: some 250 microseconds
 
 _FIELDS = ("drawn", "tasks", "own", "ranges")
 _BEGINS = 8 * len(_FIELDS)
