@@ -40,40 +40,45 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 
     At once, a worker who finds nothing more to do in one pass goes on with the next.
     """
-    if len(jobs) < 2:
-        for job in jobs:
-            _run(job, workers_for(job.plan, workers, workspace))
+    apart = [workers_for(job.plan, workers, workspace) for job in jobs]
+    if len(jobs) == 1:
+        _run(jobs, apart, apart[0])
         return
     together = workers_for_all([job.plan for job in jobs], workers, workspace)
-    apart = [workers_for(job.plan, workers, workspace) for job in jobs]
     if together >= max(apart):
-        _run_together(jobs, together)
+        _run(jobs, apart, together)
         return
     for job, alone in zip(jobs, apart, strict=True):
         drop_scratch()  # what one pass leaves for later calls the workspace does not hold as well
-        _run(job, alone)
+        _run([job], [alone], alone)
 
 
-def _run(job: Job, workers: int) -> None:
-    plan = job.plan
-    at_product = plan.at_product and plan.tasks >= 2 * workers
+def _run(jobs: Sequence[Job], apart: Sequence[int], together: int) -> None:
+    """Run passes: first those that do without the interpreter, each alone, then all others."""
     with lend_scratch() as shared:
-        work = job.begin(shared)
-        if work.at_once is not None:
-            work.at_once(workers)
-            return
-        run_tasks(work.task, plan.tasks, workers, holds_blas=plan.holds_blas, at_product=at_product)
-        work.finish(workers)
-
-
-def _run_together(jobs: Sequence[Job], workers: int) -> None:
-    with lend_scratch() as shared:
-        works, tasks = [job.begin(shared) for job in jobs], [job.plan.tasks for job in jobs]
-        task = in_a_row([work.task for work in works], tasks)
-        holds_blas = any(job.plan.holds_blas for job in jobs)
-        run_tasks(task, sum(tasks), workers, holds_blas=holds_blas)
+        works = [job.begin(shared) for job in jobs]
+        others = []
+        for job, work, alone in zip(jobs, works, apart, strict=True):
+            if work.at_once is not None:
+                work.at_once(alone)
+            else:
+                others.append((job.plan, work, alone))
+        if len(others) == 1:
+            plan, work, alone = others[0]
+            run_tasks(
+                work.task,
+                plan.tasks,
+                alone,
+                holds_blas=plan.holds_blas,
+                at_product=plan.at_product and plan.tasks >= 2 * alone,
+            )
+        elif others:
+            tasks = [plan.tasks for plan, _, _ in others]
+            task = in_a_row([work.task for _, work, _ in others], tasks)
+            holds_blas = any(plan.holds_blas for plan, _, _ in others)
+            run_tasks(task, sum(tasks), together, holds_blas=holds_blas)
         for work in works:
-            work.finish(workers)
+            work.finish(together)
 
 
 def in_a_row(tasks: Sequence[Task], counts: Sequence[int]) -> Task:
