@@ -21,7 +21,7 @@ from im2col_conv.engine.implicit import forward as implicit_forward
 from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
-from im2col_conv.engine.jobs import Job, Work
+from im2col_conv.engine.jobs import AtOnce, Job, Work
 from im2col_conv.engine.kernels import level_of, processor_features
 from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
@@ -244,7 +244,7 @@ def _fits(plan: Plan, algorithm: str, workspace: int) -> bool:
 def forward_job(plan: Plan, x: Array, w: Weights, b: Array | None, y: Array) -> Job:
     """Return the job that fills ``y`` as the plan says."""
 
-    def begin(shared: Scratch) -> Work:
+    def begin(shared: Scratch) -> Work | AtOnce:
         if isinstance(plan, lookup.LookupPlan):
             return lookup.forward(plan, x, w.array, b, y)
         if isinstance(plan, im2col_forward.ForwardPlan):
@@ -278,7 +278,7 @@ def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Arr
 def input_grad_job(plan: Plan, dout: Array, w: Weights, b: Array | None, dx: Array) -> Job:
     """Return the job that fills ``dx`` as the plan says."""
 
-    def begin(shared: Scratch) -> Work:
+    def begin(shared: Scratch) -> Work | AtOnce:
         if isinstance(plan, lookup.LookupPlan):
             return lookup.input_grad(plan, dout, w.array, b, dx)
         if isinstance(plan, im2col_input_grad.InputGradPlan):

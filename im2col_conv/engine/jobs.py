@@ -10,7 +10,7 @@ from typing import NamedTuple
 from im2col_conv.engine.plan import Plan, workers_for, workers_for_all
 from im2col_conv.engine.workers import Scratch, Task, drop_scratch, lend_scratch, run_tasks
 
-__all__ = ["Job", "Work", "in_a_row", "run_jobs"]
+__all__ = ["AtOnce", "Job", "Work", "in_a_row", "run_jobs"]
 
 
 def _nothing(workers: int) -> None:
@@ -18,21 +18,23 @@ def _nothing(workers: int) -> None:
 
 
 class Work(NamedTuple):
-    """What a pass has to do: its tasks, which workers may share, and what comes after them.
-
-    ``at_once`` runs all tasks with so many workers, where none needs the interpreter.
-    """
+    """What a pass has to do: its tasks, which workers may share, and what comes after them."""
 
     task: Task
     finish: Callable[[int], None] = _nothing
-    at_once: Callable[[int], None] | None = None
+
+
+class AtOnce(NamedTuple):
+    """A pass whose tasks need no interpreter: what runs them all, with so many workers."""
+
+    run: Callable[[int], None]
 
 
 class Job(NamedTuple):
     """A pass: its plan, and what begins it, given the buffers that its workers share."""
 
     plan: Plan
-    begin: Callable[[Scratch], Work]
+    begin: Callable[[Scratch], Work | AtOnce]
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
@@ -54,31 +56,34 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 
 
 def _run(jobs: Sequence[Job], apart: Sequence[int], together: int) -> None:
-    """Run passes: first those that do without the interpreter, each alone, then all others."""
+    """Run passes: first those that need no interpreter, each alone, then all others."""
     with lend_scratch() as shared:
         works = [job.begin(shared) for job in jobs]
         others = []
         for job, work, alone in zip(jobs, works, apart, strict=True):
-            if work.at_once is not None:
-                work.at_once(alone)
+            if isinstance(work, AtOnce):
+                work.run(alone)
             else:
                 others.append((job.plan, work, alone))
         if len(others) == 1:
-            plan, work, alone = others[0]
-            run_tasks(
-                work.task,
-                plan.tasks,
-                alone,
-                holds_blas=plan.holds_blas,
-                at_product=plan.at_product and plan.tasks >= 2 * alone,
-            )
+            _run_alone(*others[0])
         elif others:
-            tasks = [plan.tasks for plan, _, _ in others]
-            task = in_a_row([work.task for _, work, _ in others], tasks)
-            holds_blas = any(plan.holds_blas for plan, _, _ in others)
-            run_tasks(task, sum(tasks), together, holds_blas=holds_blas)
-        for work in works:
-            work.finish(together)
+            _run_together(others, together)
+
+
+def _run_alone(plan: Plan, work: Work, workers: int) -> None:
+    at_product = plan.at_product and plan.tasks >= 2 * workers
+    run_tasks(work.task, plan.tasks, workers, holds_blas=plan.holds_blas, at_product=at_product)
+    work.finish(workers)
+
+
+def _run_together(others: Sequence[tuple[Plan, Work, int]], workers: int) -> None:
+    tasks = [plan.tasks for plan, _, _ in others]
+    task = in_a_row([work.task for _, work, _ in others], tasks)
+    holds_blas = any(plan.holds_blas for plan, _, _ in others)
+    run_tasks(task, sum(tasks), workers, holds_blas=holds_blas)
+    for _, work, _ in others:
+        work.finish(workers)
 
 
 def in_a_row(tasks: Sequence[Task], counts: Sequence[int]) -> Task:

@@ -11,7 +11,7 @@ the product W cols needs two short tables in place of the matrix, and one routin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import IntEnum
 from functools import partial
@@ -27,7 +27,7 @@ from im2col_conv.engine.direct.plan import MOST_TASKS_KEPT, DirectPlan
 from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import Tile, sums_of
 from im2col_conv.engine.direct.weights import arranged, numbers_of_group
-from im2col_conv.engine.jobs import Work
+from im2col_conv.engine.jobs import AtOnce, Work
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.workers import Scratch, lend_scratch
@@ -37,9 +37,9 @@ __all__ = ["forward"]
 
 
 class Of(IntEnum):
-    """The arrays of a program: x or a copy of its cells, weights, y, and the bias with zeros."""
+    """The arrays of a program: the bias has zeros after it, and COPY is one of cells of x."""
 
-    X, W, Y, BIAS, COPY = range(5)
+    X, Y, BIAS, W, COPY = range(5)
 
 
 class _Lies(NamedTuple):
@@ -58,55 +58,70 @@ class _Box(NamedTuple):
     cells: Cells
 
     @property
-    def images(self) -> int:
-        """How many images."""
-        return self.made[0].stop - self.made[0].start
-
-    @property
-    def channels(self) -> int:
-        """How many channels of x, of all its groups."""
-        return self.seen[1].stop - self.seen[1].start
+    def sizes(self) -> tuple[int, int]:
+        """How many images, and channels of x, of all its groups."""
+        images, channels, *_ = (each.stop - each.start for each in self.seen)
+        return images, channels
 
 
 def forward(
     plan: DirectPlan, shared: Scratch, x: Array, weights: Weights, b: Array | None, y: Array
-) -> Work:
+) -> Work | AtOnce:
     """Return what fills ``y`` (N, F, *out) with the convolution of ``x``, plus ``b``."""
     geometry, dtype = plan.geometry, plan.dtype
+    lies = _Lies(steps_of(x, dtype), _steps_of_lines(y, dtype, last=plan.last))
+    program = _whole(plan, lies)
 
-    key = "direct", plan.kind, plan.flipped, geometry.groups, dtype
-    W = weights.form(key, partial(arranged, plan), shared.array)
     bias = shared.array("bias", (geometry.F + 2 * lanes_of(dtype),), dtype)
     bias[: geometry.F] = 0 if b is None else b
     bias[geometry.F :] = 0
-    lies = _Lies(steps_of(x, dtype), _steps_of_lines(y, dtype, last=plan.last))
-    kept = plan.tasks <= MOST_TASKS_KEPT
-    whole = plan.program(lies, partial(_program, plan, range(plan.tasks))) if kept else None
+
+    def arrange(workers: int) -> Array:
+        key = "direct", plan.kind, plan.flipped, geometry.groups, dtype
+        return weights.form(key, partial(arranged, plan, workers), shared.array)
+
+    if program is not None and None not in lies and shares_here():
+        return AtOnce(partial(_run, program, dtype, arrange, [x, y, bias]))
+    W = arrange(1)
 
     def task(index: int, scratch: Scratch) -> None:
         box = plan.step(index, partial(_box, plan))
-        program, at = (whole, index) if whole else (_program(plan, [index], lies), 0)
         copy = scratch.array("x", (_numbers_of(plan, box),), dtype)
         if lies.x is None:
             fill(box.cells, copy, x[box.seen])
         sums = y if lies.y is not None else _room(plan, scratch, box)
-        program.run_task(at, [x, W, sums, bias, copy])
+        one, at = (program, index) if program else (_program(plan, lies, [index]), 0)
+        one.run_task(at, [x, sums, bias, W, copy])
         if lies.y is None:
             y[box.made] = sums
 
-    def at_once(workers: int) -> None:
-        assert whole is not None
-        with ExitStack() as stack:
-            lent = [stack.enter_context(lend_scratch()) for _ in range(workers)]
-            numbers = whole.numbers_in(Of.COPY)
-            copies = [each.array("x", (numbers,), dtype) for each in lent]
-            whole.run([[x, W, y, bias, copy] for copy in copies])
-
-    native = whole is not None and None not in lies and shares_here()
-    return Work(task, at_once=at_once if native else None)
+    return Work(task)
 
 
-def _program(plan: DirectPlan, tasks: Sequence[int], lies: _Lies) -> Program:
+def _run(
+    program: Program,
+    dtype: np.dtype[Any],
+    arrange: Callable[[int], Array],
+    arrays: Sequence[Array],
+    workers: int,
+) -> None:
+    """Arrange weights and run all tasks, each worker with a copy of cells of its own."""
+    W = arrange(workers)
+    with ExitStack() as stack:
+        lent = [stack.enter_context(lend_scratch()) for _ in range(workers)]
+        numbers = program.numbers_in(Of.COPY)
+        copies = [scratch.array("x", (numbers,), dtype) for scratch in lent]
+        program.run([[*arrays, W, copy] for copy in copies])
+
+
+def _whole(plan: DirectPlan, lies: _Lies) -> Program | None:
+    """Return the program of all tasks, which is kept, unless there are too many."""
+    if not 0 < plan.tasks <= MOST_TASKS_KEPT:
+        return None
+    return plan.program(lies, lambda lies: _program(plan, lies, range(plan.tasks)))
+
+
+def _program(plan: DirectPlan, lies: _Lies, tasks: Sequence[int]) -> Program:
     return Program([_task(plan, plan.step(index, partial(_box, plan)), lies) for index in tasks])
 
 
@@ -118,10 +133,10 @@ def _task(plan: DirectPlan, box: _Box, lies: _Lies) -> list[Step]:
     if lie is not None and lies.x is not None:
         B = _at(Of.X, box.seen, lies.x)
     else:
-        lie = box.cells.steps(box.images, box.channels)
+        lie = box.cells.steps(*box.sizes)
         if lies.x is not None:
             places = _at(Of.X, box.seen, lies.x), Place(Of.BIAS, geometry.F), B
-            steps = copied(plan, box.cells, box.images, box.channels, lies.x, *places)
+            steps = copied(plan, box.cells, *box.sizes, lies.x, *places)
     C, lie_of_y = Place(Of.Y), lies.y or _steps_of_room(plan, box)
     if lies.y is not None:
         C = _at(Of.Y, box.made, lies.y)
@@ -130,7 +145,7 @@ def _task(plan: DirectPlan, box: _Box, lies: _Lies) -> list[Step]:
         plan.dtype,
         plan.flipped,
         box.cells,
-        box.images,
+        box.sizes[0],
         box.groups.stop - box.groups.start,
         geometry.C // geometry.groups,
         geometry.F // geometry.groups,
@@ -171,7 +186,7 @@ def _in_place(plan: DirectPlan, box: _Box, lies: _Lies) -> Steps | None:
     line = plan.geometry.C if plan.last else box.cells.outs[-1]
     if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < lanes_of(plan.dtype)):
         return None
-    return box.cells.steps_in_place(lies.x, box.channels, plan.dtype.itemsize)
+    return box.cells.steps_in_place(lies.x, box.sizes[1], plan.dtype.itemsize)
 
 
 def _steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int, ...] | None:
@@ -181,7 +196,7 @@ def _steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int,
 
 
 def _numbers_of(plan: DirectPlan, box: _Box) -> int:
-    return numbers_of_copy(plan, box.cells, box.images, box.channels)
+    return numbers_of_copy(plan, box.cells, *box.sizes)
 
 
 def _shape_of_room(plan: DirectPlan, box: _Box) -> tuple[int, ...]:

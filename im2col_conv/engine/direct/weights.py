@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from im2col_conv.arrays import Array
@@ -11,18 +14,20 @@ from im2col_conv.engine.direct.plan import DirectPlan
 from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import blocks_of
 from im2col_conv.engine.machine.program import Place, Program, Step
+from im2col_conv.engine.tiling import SHARES
 from im2col_conv.prepared import Room
 
 __all__ = ["arranged", "numbers_of_group"]
 
 _GIVEN, _ARRANGED = range(2)  # arrays of a program
+SHARE_NUMBERS = 2**16  # that a worker arranges at least
 
 
-def arranged(plan: DirectPlan, w: Array, room: Room) -> Array:
+def arranged(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
     """Return weights with the groups of the convolution that is run along their first axis.
 
-    Rows of filters are as they were given, unless dx is made: its filters are the layer's channels.
-    Vectors hold filters side by side.
+    ``workers`` share it, if there is enough to do. Rows of filters are as they were given, unless
+    dx is made: its filters are the layer's channels. Vectors hold filters side by side.
     """
     given = np.ascontiguousarray(w, plan.dtype)
     if not given.flags.aligned:
@@ -30,11 +35,11 @@ def arranged(plan: DirectPlan, w: Array, room: Room) -> Array:
     if plan.kind is Kind.CHANNELS:
         return _by_taps(plan, given, room)
     if plan.kind is Kind.OUTPUTS:
-        return _in_vectors(plan, given, room)
+        return _in_vectors(plan, workers, given, room)
     g, F, C = _sizes(plan)
     if not plan.flipped or min(F, C) == 1:
         return given.reshape(g, -1)
-    return _exchanged(plan, given, room)
+    return _exchanged(plan, workers, given, room)
 
 
 def numbers_of_group(plan: DirectPlan) -> int:
@@ -63,57 +68,66 @@ def _by_taps(plan: DirectPlan, w: Array, room: Room) -> Array:
     return memory
 
 
-def _exchanged(plan: DirectPlan, w: Array, room: Room) -> Array:
+def _exchanged(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
     """Return (g, F C taps) of weights that were given as (g, C, F, taps)."""
-    groups = plan.geometry.groups
-    memory = room("weights", (groups, numbers_of_group(plan)), plan.dtype)
-    plan.table("weights", lambda _: _exchanging(plan)).run([[w, memory]])
+    memory = room("weights", (plan.geometry.groups, numbers_of_group(plan)), plan.dtype)
+    _run(plan.program("weights", lambda _: _exchanging(plan)), workers, w, memory)
     return memory
 
 
 def _exchanging(plan: DirectPlan) -> Program:
     (g, F, C), taps = _sizes(plan), plan.geometry.taps
     if g > 1:
+        times, apart = g, (F * C * taps, F * C * taps)
         box = Box(0, 0, (C, F, taps), (F * taps, taps), (taps, C * taps))
-        again = Again(g, F * C * taps, F * C * taps)
     else:
+        times, apart = C, (F * taps, taps)
         box = Box(0, 0, (F, taps), (taps,), (C * taps,))
-        again = Again(C, F * taps, taps)
-    moves = Moves([box], again, 1, plan.dtype.itemsize)
-    return Program([[moves.of(Place(_GIVEN), Place(_ARRANGED))]])
+    return Program([[copy] for copy in _copies(plan, box, times, apart, 1)])
 
 
-def _in_vectors(plan: DirectPlan, w: Array, room: Room) -> Array:
+def _in_vectors(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
     """Return (g, blocks of F taps C width), each block with so many filters side by side."""
     g, F, _ = _sizes(plan)
     blocks, width = blocks_of(F, plan.dtype)
     memory = room("weights", (g, numbers_of_group(plan)), plan.dtype)
     if F % width:
         memory.reshape(g, blocks, -1, width)[:, -1, :, F % width :] = 0
-    plan.table("weights", lambda _: _turning(plan)).run([[w, memory]])
+    _run(plan.program("weights", lambda _: _turning(plan)), workers, w, memory)
     return memory
 
 
 def _turning(plan: DirectPlan) -> Program:
     (g, F, C), taps = _sizes(plan), plan.geometry.taps
-    _, width = blocks_of(F, plan.dtype)
-    whole, rest = divmod(F, width)
+    blocks, width = blocks_of(F, plan.dtype)
     each_filter, each_channel = (taps, F * taps) if plan.flipped else (C * taps, taps)
     first, each_tap = (taps - 1, -1) if plan.flipped else (0, 1)
     apart = width * each_filter, taps * C * width
 
-    def copy(block: int, filters: int, again: Again) -> Step:
-        steps = (each_tap, each_channel), (C * width, width)
+    def box(block: int) -> Box:
         source, target = (block * each for each in apart)
-        box = Box(first + source, target, (taps, C, filters), *steps)
-        moves = Moves([box], again, each_filter, plan.dtype.itemsize)
-        return moves.of(Place(_GIVEN), Place(_ARRANGED))
+        steps = (each_channel, each_tap), (width, C * width)
+        return Box(first + source, target, (C, taps, min(width, F - block * width)), *steps)
 
     if g > 1:
-        again = Again(g, F * C * taps, numbers_of_group(plan))
-        sizes = [(block, width) for block in range(whole)] + [(whole, rest)] * (rest > 0)
-        return Program([[copy(block, filters, again) for block, filters in sizes]])
-    copies = [copy(0, width, Again(whole, *apart))] if whole else []
-    if rest:
-        copies.append(copy(whole, rest, Again(1, 0, 0)))
-    return Program([copies])
+        groups_apart = F * C * taps, numbers_of_group(plan)
+        given = [(box(block), g, groups_apart) for block in range(blocks)]
+    else:
+        whole = F // width
+        given = [(box(0), whole, apart)] * (whole > 0) + [(box(whole), 1, apart)] * (whole < blocks)
+    return Program([[copy] for each in given for copy in _copies(plan, *each, each_filter)])
+
+
+def _copies(
+    plan: DirectPlan, box: Box, times: int, apart: tuple[int, int], step: int
+) -> Iterator[Step]:
+    """Yield the steps that copy a box so many times, in parts that workers may share."""
+    each = max(SHARE_NUMBERS // math.prod(box.shape), -(-times // SHARES), 1)
+    for first in range(0, times, each):
+        places = (Place(which, first * far) for which, far in enumerate(apart))
+        again = Again(min(each, times - first), *apart)
+        yield Moves([box], again, step, plan.dtype.itemsize).of(*places)
+
+
+def _run(program: Program, workers: int, w: Array, memory: Array) -> None:
+    program.run([[w, memory]] * min(workers, program.tasks))
