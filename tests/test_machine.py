@@ -1,7 +1,6 @@
 """Machine code: what the assembler writes, where it runs, and that it stays inside its arrays."""
 
 import ctypes
-import gc
 import sys
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, la
 from im2col_conv.engine.machine import memory
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded, why_not_run
-from im2col_conv.engine.machine.row import run_in_a_row
+from im2col_conv.engine.machine.program import Place, Program
 
 from .guarded import guarded
 
@@ -34,12 +33,19 @@ INSTRUCTIONS = [
     (False, "store", (NEAR, R10), "4c 89 94 27 00 00 00 00"),
     (False, "load_int32", (R10, Address(RSI, RAX)), "4c 63 94 06 00 00 00 00"),
     (False, "load_address", (RBP, Address(RBX, RBX, 2)), "48 8d ac 5b 00 00 00 00"),
+    (False, "set_number", (R13, -2), "49 c7 c5 fe ff ff ff"),
     (False, "add", (R10, RSI), "4c 03 d6"),
     (False, "add", (RSI, FAR), "4b 03 b4 8d f8 ff ff ff"),
     (False, "add_number", (R13, -64), "49 81 c5 c0 ff ff ff"),
     (False, "compare", (R13, R15), "4d 3b ef"),
     (False, "compare_with", (R9, 4), "49 81 f9 04 00 00 00"),
     (False, "compare_with_zero", (R9,), "4d 85 c9"),
+    (False, "exchange", (R10, FAR), "4f 87 94 8d f8 ff ff ff"),
+    (False, "exchange_add", (NEAR, RAX), "f0 48 0f c1 84 27 00 00 00 00"),
+    (False, "exchange_add", (FAR, R15), "f0 4f 0f c1 bc 8d f8 ff ff ff"),
+    (False, "exchange_if_equal", (NEAR, R9), "f0 4c 0f b1 8c 27 00 00 00 00"),
+    (False, "pause", (), "f3 90"),
+    (False, "system_call", (), "0f 05"),
     (False, "push", (R12,), "41 54"),
     (False, "pop", (RBX,), "40 5b"),
     (False, "jump_to", (NEAR,), "48 ff a4 27 00 00 00 00"),
@@ -80,6 +86,7 @@ def test_instructions_are_written_as_other_assemblers_do(double, name, operands,
         ("jump_if_zero", "0f 84 01 00 00 00 c3 0f 84 f3 ff ff ff"),
         ("jump_if_not_zero", "0f 85 01 00 00 00 c3 0f 85 f3 ff ff ff"),
         ("jump_if_less", "0f 8c 01 00 00 00 c3 0f 8c f3 ff ff ff"),
+        ("call_place", "e8 01 00 00 00 c3 e8 f5 ff ff ff"),
     ],
 )
 def test_jumps_are_told_how_far_they_are(name, expected):
@@ -185,40 +192,19 @@ def test_lines_are_copied_and_nothing_around_them(dtype, step, numbers):
             to = 1 + (numbers + 1) * line + 120 * time
             expected[to : to + numbers] = [source[first + i * step] for i in range(numbers)]
         expected[100 + 120 * time] = source[7 * time]
-    run_in_a_row([moves.of(source, target)])
+    copy = Program([[moves.of(Place(0), Place(1))]])
+    copy.run([[source, target]])
     np.testing.assert_array_equal(target, expected)
     with pytest.raises(ValueError, match=f"need {target.size} numbers"):
-        moves.of(source, target[:-1])
+        copy.run([[source, target[:-1]]])
 
 
 @runs_here
-def test_copies_refuse_what_does_not_fit():
-    moves = Moves([Box(0, 0, (4,), (), ())], Again(1, 0, 0), 1, 4)
-    four, frozen = np.zeros(4, np.float32), np.zeros(4, np.float32)
-    frozen.flags.writeable = False
-    with pytest.raises(
-        ValueError, match=r"need 4 numbers of 4 bytes, got an array of shape \(3,\)"
-    ):
-        moves.of(four[:3], four)
-    with pytest.raises(ValueError, match="float64"):
-        moves.of(four, np.zeros(4))
-    with pytest.raises(ValueError, match="writeable"):
-        moves.of(four, frozen)
+def test_copies_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="before its array"):
         Moves([Box(0, 0, (2, 4), (-1,), (4,))], Again(1, 0, 0), 1, 4)
     with pytest.raises(ValueError, match="nothing to copy"):
         Moves([Box(0, 0, (0,), (), ())], Again(1, 0, 0), 1, 4)
-
-
-@runs_here
-def test_what_a_routine_reads_lives_until_it_has_run():
-    target = np.zeros(1000, np.float32)
-    told = [
-        Moves([Box(0, 0, (1000,), (), ())], Again(1, 0, 0), 1, 4).of(np.ones(1000, "f4"), target)
-    ]
-    gc.collect()
-    run_in_a_row(told)
-    assert (target == 1).all()
 
 
 # --- sums -----------------------------------------------------------------------------------------
@@ -286,14 +272,15 @@ def test_sums_are_those_of_plain_loops_and_stay_inside_their_arrays(kind, dtype,
     C[...] = 777
     expected = C.copy()
     by_hand(kind, terms, runs, steps, vectors, parts, (A, B, D), expected)
-    run_in_a_row([sums.of(A, B, C, D)])
+    program = Program([[sums.of(*(Place(array) for array in range(4)))]])
+    program.run([[A, B, C, D]])
     np.testing.assert_array_equal(C, expected)
     for short in range(4):
         arrays = [
             array[: array.size - (place == short)] for place, array in enumerate((A, B, C, D))
         ]
-        with pytest.raises(ValueError, match=f"numbers of {np.dtype(dtype)} in {'abcd'[short]}"):
-            sums.of(*arrays)
+        with pytest.raises(ValueError, match=f"numbers of {np.dtype(dtype)} in array {short}"):
+            program.run([arrays])
 
 
 ONE, NONE = np.ones(1, int), np.zeros(1, int)
@@ -330,9 +317,10 @@ def test_sums_that_cannot_be_are_refused(other, complaint):
 @runs_here
 def test_sums_refuse_other_types_and_results_that_are_frozen():
     sums = small_sums()
+    program = Program([[sums.of(*(Place(array) for array in range(4)))]])
     arrays = [np.zeros(sums.reach[name], np.float32) for name in "abcd"]
     with pytest.raises(ValueError, match="float64"):
-        sums.of(arrays[0].astype(float), *arrays[1:])
+        program.run([[arrays[0].astype(float), *arrays[1:]]])
     arrays[2].flags.writeable = False
     with pytest.raises(ValueError, match="writeable"):
-        sums.of(*arrays)
+        program.run([arrays])

@@ -79,7 +79,7 @@ class _Helper(HelperThread):
     """A thread that does what it is given, again and again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("im2col_conv")
         self.given: SimpleQueue[Help] = SimpleQueue()
 
     def run(self) -> None:

@@ -24,8 +24,8 @@ MOST_HELPERS = max(os.cpu_count() or 1, 4)
 class HelperThread(threading.Thread):
     """A thread that can be told where to run, and keeps no process alive."""
 
-    def __init__(self) -> None:
-        super().__init__(name="im2col_conv", daemon=True)
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
         self._processors: Set[int] = frozenset()
 
     def go_to(self, processors: Set[int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,6 +188,11 @@ def steps_of(array: Array, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
     """Return the numbers along each axis from one to the next, if machine code can use them."""
     if array.dtype != dtype or not array.flags.aligned or array.size == 0:
         return None
-    if min(array.strides) < 0 or any(step % array.itemsize for step in array.strides):
+    return _in_numbers(array.strides, array.itemsize)
+
+
+@lru_cache(maxsize=1024)
+def _in_numbers(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...] | None:
+    if min(strides) < 0 or any(step % itemsize for step in strides):
         return None
-    return tuple(step // array.itemsize for step in array.strides)
+    return tuple(step // itemsize for step in strides)

@@ -81,12 +81,12 @@ def forward(
         return weights.form(key, partial(arranged, plan, workers), shared.array)
 
     if program is not None and None not in lies and shares_here():
-        return AtOnce(partial(_run, program, dtype, arrange, [x, y, bias]))
+        return AtOnce(partial(_run, program, shared, arrange, [x, y, bias]))
     W = arrange(1)
 
     def task(index: int, scratch: Scratch) -> None:
         box = plan.step(index, partial(_box, plan))
-        copy = scratch.array("x", (_numbers_of(plan, box),), dtype)
+        copy = scratch.array("cells of x", (_numbers_of(plan, box),), dtype)
         if lies.x is None:
             fill(box.cells, copy, x[box.seen])
         sums = y if lies.y is not None else _room(plan, scratch, box)
@@ -100,17 +100,17 @@ def forward(
 
 def _run(
     program: Program,
-    dtype: np.dtype[Any],
+    shared: Scratch,
     arrange: Callable[[int], Array],
     arrays: Sequence[Array],
     workers: int,
 ) -> None:
     """Arrange weights and run all tasks, each worker with a copy of cells of its own."""
-    W = arrange(workers)
+    W, (*_, bias) = arrange(workers), arrays
     with ExitStack() as stack:
-        lent = [stack.enter_context(lend_scratch()) for _ in range(workers)]
+        lent = [stack.enter_context(lend_scratch()) for _ in range(workers - 1)]
         numbers = program.numbers_in(Of.COPY)
-        copies = [scratch.array("x", (numbers,), dtype) for scratch in lent]
+        copies = [each.array("cells of x", (numbers,), bias.dtype) for each in (shared, *lent)]
         program.run([[*arrays, W, copy] for copy in copies])
 
 

@@ -110,7 +110,7 @@ class _Helper(HelperThread):
     """A thread that never comes back from machine code, and its letter box."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("im2col_conv in machine code")
         memory = aligned((len(_BOX),), np.dtype(np.int64))
         memory[:] = 0
         never_freed(memory)

@@ -73,7 +73,7 @@ class Program:
     def __init__(self, tasks: Sequence[Sequence[Step]]) -> None:
         steps = [step for task in tasks for step in task]
         self._kept = [step.kept for step in steps]
-        self.needs = _all_needs(steps)
+        self._needs = _all_needs(steps)
         self.tasks = len(tasks)
         self._told = [np.array(_told(step), np.int64) for step in steps]
         rows = [_row(step, told) for step, told in zip(steps, self._told, strict=True)]
@@ -84,10 +84,11 @@ class Program:
         ranges = np.stack((begins, ends), axis=1) + self._steps.ctypes.data
         self._forth = np.ascontiguousarray(ranges)
         self._back = np.ascontiguousarray(ranges[::-1])
+        self._forth_begins, self._back_begins = self._forth.ctypes.data, self._back.ctypes.data
 
     def numbers_in(self, array: int) -> int:
         """Return how many numbers an array must have."""
-        return max((need.numbers for need in self.needs.get(array, ())), default=0)
+        return self._needs[array].numbers if array in self._needs else 0
 
     def run(self, arrays: Sequence[Sequence[Array | None]]) -> None:
         """Run all tasks, on a thread for each of ``arrays``: those that its tasks use.
@@ -103,65 +104,66 @@ class Program:
     def _run(self, arrays: Sequence[Sequence[Array | None]], first: int, tasks: int) -> None:
         counters = (ctypes.c_int64 * (_BACK + 1))()
         drawn = ctypes.addressof(counters)
-        forth = self._forth.ctypes.data + first * self._forth.strides[0]
+        forth = self._forth_begins + first * self._forth.strides[0]
         blocks = []
         for worker, own in enumerate(arrays):
             begins = self._begins(own)
             # Every other one draws tasks from the end, so that neighbours are one worker's.
             forwards = worker % 2 == 0
-            blocks.append(
-                Block(
-                    drawn,
-                    tasks,
-                    drawn + 8 * (_FRONT if forwards else _BACK),
-                    forth if forwards else self._back.ctypes.data,
-                    0,
-                    *begins,
-                )
-            )
+            counter, table = (_FRONT, forth) if forwards else (_BACK, self._back_begins)
+            blocks.append(Block(drawn, tasks, drawn + 8 * counter, table, 0, *begins))
         share(blocks)
 
     def _begins(self, arrays: Sequence[Array | None]) -> list[int]:
         """Return where arrays begin; complain if one does not hold what steps need of it."""
         begins = [0] * len(arrays)
-        for place, needs in self.needs.items():
+        for place, need in self._needs.items():
             array = arrays[place]
-            for need in needs:
+            if array is None or not _holds(array, need):
                 _complain(place, array, need)
             assert array is not None
             begins[place] = address(array)
         return begins
 
 
-def _all_needs(steps: Sequence[Step]) -> dict[int, list[Need]]:
-    """Return what is needed of each array: of all steps of one type, that which needs most."""
-    most: dict[tuple[Any, ...], Need] = {}
+def _holds(array: Array, need: Need) -> bool:
+    """Say whether an array is of the right type, large enough, and open to what is done to it."""
+    if array.itemsize != need.itemsize or (need.dtype and array.dtype != need.dtype):
+        return False
+    return numbers_in(array) >= need.numbers and (array.flags.writeable or not need.written)
+
+
+def _all_needs(steps: Sequence[Step]) -> dict[int, Need]:
+    """Return what all steps together need of each array."""
+    found: dict[int, Need] = {}
     for step in steps:
         for place, need in zip(step.places, step.needs, strict=True):
             if place.offset < 0:
                 raise ValueError(f"a step begins before its array: at {place.offset}")
-            key = place.array, need.itemsize, need.dtype, need.written
-            numbers = place.offset + need.numbers
-            if key not in most or most[key].numbers < numbers:
-                most[key] = need._replace(numbers=numbers)
-    found: dict[int, list[Need]] = {}
-    for (array, *_), need in most.items():
-        found.setdefault(array, []).append(need)
+            here = need._replace(numbers=place.offset + need.numbers)
+            found[place.array] = _both(found.get(place.array, here), here)
     return found
+
+
+def _both(one: Need, other: Need) -> Need:
+    """Return what two steps need of an array."""
+    types = {one.dtype, other.dtype} - {None}
+    if one.itemsize != other.itemsize or len(types) > 1:
+        raise ValueError(f"steps need an array of two types: {one}, {other}")
+    numbers, written = max(one.numbers, other.numbers), one.written or other.written
+    return Need(numbers, one.itemsize, *(types or {None}), written)
 
 
 def _complain(place: int, array: Array | None, need: Need) -> None:
     kind = need.dtype or f"{need.itemsize} bytes"
     if array is None:
         raise ValueError(f"the steps need {need.numbers} numbers of {kind} in array {place}")
-    fits = array.itemsize == need.itemsize and need.dtype in (None, array.dtype)
-    if not fits or numbers_in(array) < need.numbers:
-        raise ValueError(
-            f"the steps need {need.numbers} numbers of {kind} in array {place}, got an array of "
-            f"shape {array.shape}, {array.dtype}, strides {array.strides}"
-        )
     if need.written and not array.flags.writeable:
         raise ValueError(f"the steps need a writeable array {place} for their results")
+    raise ValueError(
+        f"the steps need {need.numbers} numbers of {kind} in array {place}, got an array of "
+        f"shape {array.shape}, {array.dtype}, strides {array.strides}"
+    )
 
 
 def _told(step: Step) -> tuple[int, ...]:
