@@ -40,15 +40,17 @@ FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
 # those of one image, or images; channels.
 LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 
-# For the direct way: operations; outputs of all images for each filter of a group; numbers that a
-# result is the sum of, for dx and where channels come last; channels of a group of dx that fill a
-# vector, where they come last.
-LEAST_FLOPS_DIRECT = {"channels_first": 2 * 10**5, "channels_last": 10**6}
-LEAST_FLOPS_ALONE = 10**5
-LEAST_SHARING, MOST_SUMMED, FEWEST_SIDE_BY_SIDE = 16, 400, 8
-SHORTEST_LINE = 5  # where channels come first
-# Of kernels of one cell, where channels come first.
-LEAST_SHARING_OF_ONE, FEW_WEIGHTS, SHORTEST_LINE_OF_ONE = 64, 1536, 8
+# For the direct way: operations; outputs of all images for each filter of a group; outputs of a line
+# where channels come first. For dx: numbers that a result is the sum of, and where channels come
+# last, how many times more it does than is needed, since it fills vectors and adds up zeros.
+LEAST_FLOPS_DIRECT = {"channels_first": 10**5, "channels_last": 10**6}
+LEAST_SHARING, SHORTEST_LINE = 5, 3
+MOST_SUMMED, MOST_WASTED, SIDE_BY_SIDE = 900, 2.5, 16
+# Of kernels of one cell: where channels come first, weights and outputs of a line, and for dx
+# weights and outputs; where they come last, filters and channels of a group.
+FEW_WEIGHTS, SHORTEST_LINE_OF_ONE = 2**14, 8
+FEW_WEIGHTS_OF_DX, LEAST_OUTPUTS_OF_DX = 2**12, 2**12
+FEWEST_SIDE_BY_SIDE, MOST_CHANNELS = 8, 256
 
 
 def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
@@ -59,20 +61,32 @@ def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     if each == "input_grad":
         made, read, results = read, made, geometry.size
     outputs = geometry.N * math.prod(results)
+    if geometry.flops < LEAST_FLOPS_DIRECT["channels_first"]:
+        return False
     if read == 1 and geometry.groups > 1 and (made == 1 or (made == 2 and not last)):
-        return geometry.flops >= LEAST_FLOPS_ALONE
-    summed = read * geometry.taps
+        return True
     if geometry.flops < LEAST_FLOPS_DIRECT[layout] or outputs < LEAST_SHARING * made:
         return False
-    if not last and results[-1] < SHORTEST_LINE:  # of less than a vector
-        return False
     if geometry.taps == 1:
-        few = made * read <= FEW_WEIGHTS and outputs >= LEAST_SHARING_OF_ONE * made
-        return not last and few and results[-1] >= SHORTEST_LINE_OF_ONE
-    if each == "input_grad":  # which adds up zeros around dout as well
-        summed = summed * math.prod(geometry.size) // geometry.positions
-        return summed <= MOST_SUMMED and (not last or made >= FEWEST_SIDE_BY_SIDE)
-    return not last or summed <= MOST_SUMMED
+        if last:
+            return made >= FEWEST_SIDE_BY_SIDE and read <= MOST_CHANNELS
+        if results[-1] < SHORTEST_LINE_OF_ONE:  # of less than a vector
+            return False
+        if each == "input_grad":
+            return made * read <= FEW_WEIGHTS_OF_DX and outputs >= LEAST_OUTPUTS_OF_DX
+        return made * read <= FEW_WEIGHTS
+    if not last and results[-1] < SHORTEST_LINE:
+        return False
+    return each == "forward" or _zeros_cost_little(geometry, made, read, last=last)
+
+
+def _zeros_cost_little(geometry: ConvGeometry, made: int, read: int, *, last: bool) -> bool:
+    """Say whether dx as a convolution does little more than is needed: it adds up padding too."""
+    inputs, outputs = math.prod(geometry.size), geometry.positions
+    if last:
+        side_by_side = -(-made // SIDE_BY_SIDE) * SIDE_BY_SIDE
+        return side_by_side * inputs <= MOST_WASTED * made * outputs
+    return read * geometry.taps * inputs <= MOST_SUMMED * outputs
 
 
 def tap_by_tap_pays(
