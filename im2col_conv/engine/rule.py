@@ -40,9 +40,9 @@ FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
 # those of one image, or images; channels.
 LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 
-# For the direct way: operations; outputs of all images for each filter of a group; outputs of a line
-# where channels come first. For dx: numbers that a result is the sum of, and where channels come
-# last, how many times more it does than is needed, since it fills vectors and adds up zeros.
+# For the direct way: operations; outputs of all images for each filter of a group; outputs of a
+# line where channels come first. For dx: numbers that a result is the sum of, and where channels
+# come last, how many times more it does than is needed, since it fills vectors and adds up zeros.
 LEAST_FLOPS_DIRECT = {"channels_first": 10**5, "channels_last": 10**6}
 LEAST_SHARING, SHORTEST_LINE = 5, 3
 MOST_SUMMED, MOST_WASTED, SIDE_BY_SIDE = 900, 2.5, 16

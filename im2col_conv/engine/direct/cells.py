@@ -8,8 +8,9 @@ stride apart lie side by side, phase after phase: then neighbouring outputs see 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Cells", "Steps", "cells_of", "steps_of"]
+__all__ = ["Cells", "Part", "Steps", "cells_of", "parts_of", "steps_of"]
 
 
 class Steps(NamedTuple):
@@ -155,6 +156,71 @@ class Cells:
         """Return how far the cells of neighbouring outputs lie apart."""
         in_phases = axis in (-1, len(self.outs) - 1) and self.phased
         return steps.axes[axis] * (1 if in_phases else self.stride[axis])
+
+
+class Part(NamedTuple):
+    """Outputs of a tile that meet no padding through some of the taps, and all through others.
+
+    Attributes
+    ----------
+    cells : Cells
+        What these taps see for these outputs.
+    first_output, first_tap, first_cell : tuple of int
+        Of the tile, along each axis; of the cells inside it.
+    """
+
+    cells: Cells
+    first_output: tuple[int, ...]
+    first_tap: tuple[int, ...]
+    first_cell: tuple[int, ...]
+
+
+def parts_of(cells: Cells) -> list[Part]:
+    """Return the outputs of a tile in parts, so that no part sees padding.
+
+    Examples
+    --------
+    A line of five cells with one of padding on each side, and three taps:
+
+    >>> parts = parts_of(Cells((5,), (3,), (1,), (1,), (1,), (5,), True, False, False))
+    >>> [(part.cells.outs, part.cells.kernel, part.first_cell) for part in parts]
+    [((1,), (2,), (0,)), ((3,), (3,), (0,)), ((1,), (2,), (3,))]
+    """
+    axes = zip(
+        cells.outs,
+        cells.kernel,
+        cells.stride,
+        cells.dilation,
+        cells.before,
+        cells.inside,
+        strict=True,
+    )
+    parts = []
+    for spans in product(*(_spans(*axis) for axis in axes)):
+        outs, first_output, taps, first_tap, first_cell = zip(*spans, strict=True)
+        some = replace(cells, outs=outs, kernel=taps, before=(0,) * len(outs))
+        parts.append(Part(replace(some, inside=some.extent), first_output, first_tap, first_cell))
+    return parts
+
+
+def _spans(
+    outs: int, kernel: int, stride: int, dilation: int, before: int, inside: int
+) -> list[tuple[int, ...]]:
+    """Return outputs of an axis that meet cells through the same taps.
+
+    How many, the first of them, how many taps, the first of these, and the first cell.
+    """
+    spans: list[tuple[int, ...]] = []
+    for output in range(outs):
+        begin = output * stride - before
+        taps = [tap for tap in range(kernel) if 0 <= begin + tap * dilation < inside]
+        first = taps[0] if taps else 0
+        if spans and spans[-1][2:4] == (len(taps), first):
+            count, *rest = spans[-1]
+            spans[-1] = (count + 1, *rest)
+        else:
+            spans.append((1, output, len(taps), first, begin + first * dilation))
+    return spans
 
 
 def cells_of(

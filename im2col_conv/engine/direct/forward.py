@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.direct.cells import Cells, Steps, steps_of
+from im2col_conv.engine.direct.cells import Cells, Part, Steps, parts_of, steps_of
 from im2col_conv.engine.direct.copied import copied, fill, numbers_of_copy
 from im2col_conv.engine.direct.kernel import Kind
-from im2col_conv.engine.direct.plan import MOST_TASKS_KEPT, DirectPlan
+from im2col_conv.engine.direct.plan import MOST_PARTS, MOST_TASKS_KEPT, DirectPlan
 from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import Tile, sums_of
 from im2col_conv.engine.direct.weights import arranged, numbers_of_group
@@ -31,6 +31,7 @@ from im2col_conv.engine.jobs import AtOnce, Work
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.workers import Scratch, lend_scratch
+from im2col_conv.geometry import ConvGeometry
 from im2col_conv.prepared import Weights
 
 __all__ = ["forward"]
@@ -127,36 +128,100 @@ def _program(plan: DirectPlan, lies: _Lies, tasks: Sequence[int]) -> Program:
 
 def _task(plan: DirectPlan, box: _Box, lies: _Lies) -> list[Step]:
     """Return what makes a box of y: a copy of the cells that it sees, if need be, and the sums."""
-    geometry, steps = plan.geometry, []
-    lie = _in_place(plan, box, lies)
-    B = Place(Of.COPY)
-    if lie is not None and lies.x is not None:
-        B = _at(Of.X, box.seen, lies.x)
-    else:
-        lie = box.cells.steps(*box.sizes)
-        if lies.x is not None:
-            places = _at(Of.X, box.seen, lies.x), Place(Of.BIAS, geometry.F), B
-            steps = copied(plan, box.cells, *box.sizes, lies.x, *places)
-    C, lie_of_y = Place(Of.Y), lies.y or _steps_of_room(plan, box)
-    if lies.y is not None:
-        C = _at(Of.Y, box.made, lies.y)
+    geometry, places = plan.geometry, _places(plan, box, lies)
+    parts = _parts_in_place(plan, box, lies)
+    if parts is not None and lies.x is not None:
+        return [_sums(plan, box, lies, places, part, steps) for part, steps in parts]
+    B, told = Place(Of.COPY), []
+    if lies.x is not None:
+        given = places.x, Place(Of.BIAS, geometry.F), B
+        told = copied(plan, box.cells, *box.sizes, lies.x, *given)
+    steps = box.cells.steps(*box.sizes)
+    return [*told, _sums(plan, box, lies, places._replace(x=B), _whole_of(box.cells), steps)]
+
+
+class _Places(NamedTuple):
+    """Where a box of x, y and their weights and biases begins."""
+
+    x: Place
+    y: Place
+    W: Place
+    bias: Place
+
+
+def _places(plan: DirectPlan, box: _Box, lies: _Lies) -> _Places:
+    return _Places(
+        _at(Of.X, box.seen, lies.x) if lies.x is not None else Place(Of.COPY),
+        _at(Of.Y, box.made, lies.y) if lies.y is not None else Place(Of.Y),
+        Place(Of.W, box.groups.start * numbers_of_group(plan)),
+        Place(Of.BIAS, box.made[1].start),
+    )
+
+
+def _sums(
+    plan: DirectPlan, box: _Box, lies: _Lies, places: _Places, part: Part, steps: Steps
+) -> Step:
+    """Return the sums of some outputs of a box."""
+    geometry = plan.geometry
+    of_y = lies.y or _steps_of_room(plan, box)
     tile = Tile(
         plan.kind,
         plan.dtype,
         plan.flipped,
-        box.cells,
+        part.cells,
+        geometry.kernel,
         box.sizes[0],
         box.groups.stop - box.groups.start,
         geometry.C // geometry.groups,
         geometry.F // geometry.groups,
-        lie,
-        lie_of_y,
+        steps,
+        of_y,
     )
-    A = Place(Of.W, box.groups.start * numbers_of_group(plan))
-    if plan.kind is Kind.OUTPUTS:
-        A, B = B, A
-    D = Place(Of.BIAS, box.made[1].start)
-    return [*steps, plan.table(tile, sums_of).of(A, B, C, D)]
+    W, B = places.W, _further(places.x, part.first_cell, steps.axes)
+    if plan.kind is Kind.CHANNELS:
+        W = _further(W, part.first_tap, _of_taps(geometry))
+    A, B = (B, W) if plan.kind is Kind.OUTPUTS else (W, B)
+    C = _further(places.y, part.first_output, of_y[2:])
+    return plan.table(tile, sums_of).of(A, B, C, places.bias)
+
+
+def _of_taps(geometry: ConvGeometry) -> list[int]:
+    """Return the numbers of weights from one tap to the next along each axis."""
+    sizes = geometry.kernel
+    return [math.prod(sizes[axis + 1 :]) * geometry.groups for axis in range(len(sizes))]
+
+
+def _further(place: Place, first: Sequence[int], steps: Sequence[int]) -> Place:
+    far = sum(at * step for at, step in zip(first, steps, strict=True))
+    return Place(place.array, place.offset + far)
+
+
+def _parts_in_place(plan: DirectPlan, box: _Box, lies: _Lies) -> list[tuple[Part, Steps]] | None:
+    """Return the parts of a box whose cells sums can read in x, and how they lie; None for none.
+
+    No vector may be longer than a line of what it is read from. Where a tap is one product for each
+    cell, a copy would take as long: so outputs that see padding are made apart.
+    """
+    line = plan.geometry.C if plan.last else box.cells.outs[-1]
+    if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < lanes_of(plan.dtype)):
+        return None
+    parts = [_whole_of(box.cells)]
+    if plan.kind is Kind.CHANNELS:
+        parts = parts_of(box.cells)
+    if len(parts) > MOST_PARTS or any(0 in part.cells.kernel for part in parts):
+        return None
+    found = []
+    for part in parts:
+        steps = part.cells.steps_in_place(lies.x, box.sizes[1], plan.dtype.itemsize)
+        if steps is None:
+            return None
+        found.append((part, steps))
+    return found
+
+
+def _whole_of(cells: Cells) -> Part:
+    none = (0,) * len(cells.outs)
+    return Part(cells, none, none, none)
 
 
 def _box(plan: DirectPlan, index: int) -> _Box:
@@ -176,17 +241,6 @@ def _of(groups: slice, each: int) -> slice:
 def _at(array: int, box: tuple[slice, ...], steps: tuple[int, ...]) -> Place:
     """Return where a box of an array begins."""
     return Place(array, sum(each.start * step for each, step in zip(box, steps, strict=True)))
-
-
-def _in_place(plan: DirectPlan, box: _Box, lies: _Lies) -> Steps | None:
-    """Return how cells lie in x, if sums can read them there.
-
-    No vector may be longer than a line of what it is read from.
-    """
-    line = plan.geometry.C if plan.last else box.cells.outs[-1]
-    if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < lanes_of(plan.dtype)):
-        return None
-    return box.cells.steps_in_place(lies.x, box.sizes[1], plan.dtype.itemsize)
 
 
 def _steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int, ...] | None:

@@ -32,7 +32,18 @@ import numpy as np
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 
-__all__ = ["COLUMN", "MASKS", "PART", "ROW", "VECTOR", "Call", "Kind", "Routine", "routine_for"]
+__all__ = [
+    "COLUMN",
+    "MASKS",
+    "MOST_ROWS",
+    "PART",
+    "ROW",
+    "VECTOR",
+    "Call",
+    "Kind",
+    "Routine",
+    "routine_for",
+]
 
 
 class Kind(Enum):
@@ -60,10 +71,8 @@ class Kind(Enum):
         """Whether A is one number for each row, and not the same for all of a block."""
         return self in (Kind.FILTERS, Kind.OUTPUTS)
 
-    @property
-    def most_rows(self) -> int:
-        """Rows of a block: twice as many sums stay in registers."""
-        return 6 if self.by_number else 3
+
+MOST_ROWS = 6  # of a block: twice as many sums stay in registers
 
 
 class Call(NamedTuple):
@@ -132,7 +141,7 @@ class Routine:
         code = _Code(dtype, kind).code
         start = loaded(code.finished())
         self.address = start
-        self.kernels = [start + code.place(f"{n} rows") for n in range(1, kind.most_rows + 1)]
+        self.kernels = [start + code.place(f"{n} rows") for n in range(1, MOST_ROWS + 1)]
 
 
 @cache
@@ -150,7 +159,7 @@ class _Code:
         self._enter()
         self._parts()
         self._rows()
-        for rows in range(1, kind.most_rows + 1):
+        for rows in range(1, MOST_ROWS + 1):
             self._columns(rows)
         self._leave()
 
@@ -278,9 +287,13 @@ class _Code:
             code.load_vector(_SECOND_LEFT, Address(_RBP, _R10))
         code.load_address(_R10, Address(_B0, _R11))
         code.load_address(_R12, Address(_B1, _R11))
-        for row in range(rows):
-            code.multiply_add(_sum(row, 0), _LEFT, _step(_R10, row))
-            code.multiply_add(_sum(row, 1), second, _step(_R12, row))
+        for vector, (base, number) in enumerate(((_R10, _LEFT), (_R12, second))):
+            next_row = _R11
+            if rows > 3:
+                code.load_address(next_row, _step(base, 1))
+            for row in range(rows):
+                begin, steps = (next_row, row - 1) if row in (3, 5) else (base, row)
+                code.multiply_add(_sum(row, vector), number, _step(begin, steps))
 
     def _store(self, rows: int, vector: int) -> None:
         """Store a vector of each row: all of it, or those numbers that its mask keeps."""

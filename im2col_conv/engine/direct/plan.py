@@ -34,6 +34,7 @@ CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 2 * 10**7
 FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
+MOST_PARTS = 100  # of outputs that meet the same taps, none of which is padding
 MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks
 FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
 

@@ -14,6 +14,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.kernel import (
     COLUMN,
     MASKS,
+    MOST_ROWS,
     PART,
     ROW,
     VECTOR,
@@ -173,7 +174,7 @@ def lanes_of(dtype: np.dtype[Any]) -> int:
 
 def _cut(runs: Runs, kind: Kind, steps: tuple[int, int]) -> Runs:
     """Return runs of at most as many rows as a block has, as long as each other."""
-    pieces = -(-runs.rows // kind.most_rows)
+    pieces = -(-runs.rows // MOST_ROWS)
     run = np.repeat(np.arange(len(pieces)), pieces)
     piece = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     first, end = (at * runs.rows[run] // pieces[run] for at in (piece, piece + 1))

@@ -11,6 +11,8 @@ come first, where outputs lie side by side; ``OUTPUTS`` and ``CHANNELS`` for tho
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,8 @@ class Tile(NamedTuple):
     flipped : bool
         Whether weights are those of the convolution whose dx is made.
     cells : Cells
+    kernel : tuple of int
+        Of the layer: the cells may be those of some of its taps alone.
     images, groups : int
     C, F : int
         Channels read and made, of a group.
@@ -50,6 +54,7 @@ class Tile(NamedTuple):
     dtype: np.dtype[Any]
     flipped: bool
     cells: Cells
+    kernel: tuple[int, ...]
     images: int
     groups: int
     C: int
@@ -77,7 +82,7 @@ def blocks_of(filters: int, dtype: np.dtype[Any]) -> tuple[int, int]:
 
 def _of_filters(tile: Tile) -> Sums:
     # y (F, L) = W (F, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs
-    lines, at_y = _windows(tile, slice(0, -1))
+    lines, at_y = _windows(tile, range(len(tile.cells.outs) - 1))
     vectors = _vectors_of(lines, at_y, *_vectors(tile.cells.outs[-1], tile.dtype))
     a, step = _weights(tile)
     image, group = _images_and(tile.images, tile.groups)
@@ -93,7 +98,7 @@ def _of_filters(tile: Tile) -> Sums:
 
 def _of_outputs(tile: Tile) -> Sums:
     # y.T (L, F) = x[alpha_k + beta_p] (L, K) @ W.T (K, F), lines of L outputs
-    lines, at_y = _windows(tile, slice(0, -1))
+    lines, at_y = _windows(tile, range(len(tile.cells.outs) - 1))
     blocks, width = blocks_of(tile.F, tile.dtype)
     lanes, K = lanes_of(tile.dtype), tile.C * len(tile.cells.taps(tile.x))
     first = np.arange(0, blocks * width, lanes)
@@ -136,15 +141,17 @@ def _of_planes(tile: Tile) -> Sums:
 
 def _of_channels(tile: Tile) -> Sums:
     # y[p] (C) = the sum over taps of w_t (C) * x[alpha_t + beta_p] (C), number by number
-    lines, at_y = _windows(tile, slice(0, -1))
+    longest = int(np.argmax(tile.cells.outs))
+    lines, at_y = _windows(tile, [n for n in range(len(tile.cells.outs)) if n != longest])
     first, numbers = _vectors(tile.groups, tile.dtype)
     none = np.zeros_like(lines)
-    taps = tile.cells.taps(tile.x)
     image, _ = _images_and(tile.images, 1)
     parts = Parts(0 * image, image * tile.x.image, image * tile.y[0], 0 * image)
-    runs = Runs(none, lines, at_y, none, none + tile.cells.outs[-1])
-    steps = tile.cells.apart(-1, tile.x), tile.y[-1]
-    terms = Terms(np.arange(len(taps)) * tile.groups, taps)
+    runs = Runs(none, lines, at_y, none, none + tile.cells.outs[longest])
+    steps = tile.cells.apart(longest, tile.x), tile.y[2 + longest]
+    taps = np.arange(math.prod(tile.kernel)).reshape(tile.kernel)
+    some = taps[tuple(slice(0, n) for n in tile.cells.kernel)]
+    terms = Terms(some.ravel() * tile.groups, tile.cells.taps(tile.x))
     return _sums(tile, terms, runs, steps, Vectors(first, first, first, numbers), parts)
 
 
@@ -164,10 +171,10 @@ def _sums(
     )
 
 
-def _windows(tile: Tile, axes: slice) -> tuple[Array, Array]:
+def _windows(tile: Tile, axes: Sequence[int]) -> tuple[Array, Array]:
     """Return where windows begin in x, and their outputs in y, over some axes in C order."""
     at_x = at_y = _NONE
-    for axis in range(*axes.indices(len(tile.cells.outs))):
+    for axis in axes:
         outs = np.arange(tile.cells.outs[axis])
         at_x = np.add.outer(at_x, outs * tile.cells.apart(axis, tile.x)).ravel()
         at_y = np.add.outer(at_y, outs * tile.y[2 + axis]).ravel()
@@ -182,7 +189,7 @@ def _lines_under_each_other(tile: Tile, *, odd: bool) -> tuple[Array, int, Array
     """
     if len(tile.cells.outs) == 1:
         return _NONE, 0, _NONE, 0, 1
-    at_x, at_y = _windows(tile, slice(0, -2))
+    at_x, at_y = _windows(tile, range(len(tile.cells.outs) - 2))
     lines, apart, y_apart = tile.cells.outs[-2], tile.cells.apart(-2, tile.x), tile.y[-2]
     if odd and lines > 1:
         half = -(-lines // 2)

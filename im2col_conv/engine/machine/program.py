@@ -150,8 +150,12 @@ def _both(one: Need, other: Need) -> Need:
     types = {one.dtype, other.dtype} - {None}
     if one.itemsize != other.itemsize or len(types) > 1:
         raise ValueError(f"steps need an array of two types: {one}, {other}")
-    numbers, written = max(one.numbers, other.numbers), one.written or other.written
-    return Need(numbers, one.itemsize, *(types or {None}), written)
+    return Need(
+        max(one.numbers, other.numbers),
+        one.itemsize,
+        one.dtype or other.dtype,
+        one.written or other.written,
+    )
 
 
 def _complain(place: int, array: Array | None, need: Need) -> None:
