@@ -25,7 +25,7 @@ from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, la
 __all__ = ["Tile", "blocks_of", "sums_of"]
 
 # Vectors that all rows meet before the next ones.
-TOGETHER = {Kind.FILTERS: 8, Kind.OUTPUTS: 2, Kind.PLANES: 8, Kind.CHANNELS: 8}
+TOGETHER = {Kind.FILTERS: 8, Kind.OUTPUTS: 2, Kind.PLANES: 8, Kind.CHANNELS: 16}
 
 _NONE = np.zeros(1, np.int64)
 
