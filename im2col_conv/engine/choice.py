@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache, partial, wraps
 from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from im2col_conv.arrays import Array, computing_type
 from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.direct import forward as direct_forward
 from im2col_conv.engine.direct import plan as direct_plan
+from im2col_conv.engine.direct import weight_grad as direct_weight_grad
 from im2col_conv.engine.im2col import dots, lookup
 from im2col_conv.engine.im2col import forward as im2col_forward
 from im2col_conv.engine.im2col import input_grad as im2col_input_grad
@@ -174,15 +175,24 @@ def weight_grad_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a backward pass to the weights."""
-    if way_of("weight_grad", algorithm, geometry, layout, result) == "implicit":
-        plan = implicit_weight_grad.plan_weight_grad(
-            geometry, layout, computing_type(result), workspace, packs=_blas().packs
-        )
-        if _fits(plan, algorithm, workspace):
-            return plan
+    dtype = computing_type(result)
     tiles = im2col_weight_grad.plan_weight_grad(
         geometry, layout, x_type, dout_type, result, workspace
     )
+    if (
+        algorithm == "direct"
+        and direct_weight_grad.covers(dtype, x_type, dout_type)
+        and result == dtype
+    ):
+        sums = direct_weight_grad.plan_weight_grad(geometry, layout, dtype, workspace, tiles)
+        if sums is not None and _fits(sums, "auto", workspace):
+            return sums
+    if way_of("weight_grad", algorithm, geometry, layout, result) == "implicit":
+        plan = implicit_weight_grad.plan_weight_grad(
+            geometry, layout, dtype, workspace, packs=_blas().packs
+        )
+        if _fits(plan, algorithm, workspace):
+            return plan
     return (
         lookup.plan_lookup("weight_grad", geometry, layout, result, workspace, tiles)
         or dots.plan_dots(geometry, layout, result, workspace)
@@ -262,9 +272,13 @@ def forward_job(plan: Plan, x: Array, w: Weights, b: Array | None, y: Array) -> 
 def weight_grad_job(plan: Plan, dout: Array, x: Array, dw: Array | None, db: Array | None) -> Job:
     """Return the job that fills ``dw`` and ``db`` as the plan says; what is None is left out."""
 
-    def begin(shared: Scratch) -> Work:
+    def begin(shared: Scratch) -> Work | AtOnce:
         if isinstance(plan, lookup.LookupPlan):
             return lookup.weight_grad(plan, dout, x, dw, db)
+        if isinstance(plan, direct_weight_grad.WeightGradPlan):
+            assert isinstance(plan.spine, im2col_weight_grad.WeightGradPlan)
+            by_spine = partial(im2col_weight_grad.weight_grad, plan.spine, dout, x, dw, db)
+            return direct_weight_grad.weight_grad(plan, shared, dout, x, dw, db, by_spine)
         if isinstance(plan, im2col_weight_grad.WeightGradPlan):
             return im2col_weight_grad.weight_grad(plan, dout, x, dw, db)
         if isinstance(plan, dots.DotsPlan):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.cells import Cells
 from im2col_conv.engine.direct.moves import Again, Box, Moves
-from im2col_conv.engine.direct.plan import DirectPlan
+from im2col_conv.engine.direct.plan import KeepingPlan
 from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.machine.program import Place, Step
 
@@ -26,7 +26,7 @@ class _Lie(NamedTuple):
     spare: int
 
 
-def numbers_of_copy(plan: DirectPlan, cells: Cells, images: int, channels: int) -> int:
+def numbers_of_copy(plan: KeepingPlan, cells: Cells, images: int, channels: int) -> int:
     """Return how many numbers a copy takes.
 
     A vector of the last numbers may reach past them: so some more follow. No result keeps what
@@ -36,7 +36,7 @@ def numbers_of_copy(plan: DirectPlan, cells: Cells, images: int, channels: int) 
 
 
 def copied(
-    plan: DirectPlan,
+    plan: KeepingPlan,
     cells: Cells,
     images: int,
     channels: int,

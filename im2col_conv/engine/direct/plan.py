@@ -20,7 +20,15 @@ from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut_evenly, overlap_
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["TYPES", "DirectPlan", "covers", "plan_direct"]
+__all__ = [
+    "TYPES",
+    "DirectPlan",
+    "KeepingPlan",
+    "covers",
+    "plan_direct",
+    "shares_of",
+    "work_of",
+]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -40,29 +48,23 @@ FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectPlan(Plan):
-    """Tiles over (groups, N, *out) of a convolution, or of the one that makes dx.
+class KeepingPlan(Plan):
+    """A plan of any direct pass, which keeps tables and programs from call to call.
 
     Attributes
     ----------
     geometry : ConvGeometry
-        Of the convolution that is run: ``flipped``, that of dout with the weights flipped.
-    kind : Kind
     dtype : dtype
-    last, flipped : bool
-    copied_again : float
-        How often a cell is copied, in the mean.
+    last : bool
+        Whether channels come last.
     """
 
     algorithm: ClassVar[str] = "direct"
     most_steps: ClassVar[int] = 256
 
     geometry: ConvGeometry
-    kind: Kind
     dtype: np.dtype[Any]
     last: bool
-    flipped: bool
-    copied_again: float
     tables: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     programs: dict[Hashable, Program] = field(default_factory=dict, compare=False, repr=False)
 
@@ -83,6 +85,24 @@ class DirectPlan(Plan):
     def holds_blas(self) -> bool:
         """Whether NumPy's BLAS has a part in it."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectPlan(KeepingPlan):
+    """Tiles over (groups, N, *out) of a convolution, or of the one that makes dx.
+
+    Attributes
+    ----------
+    kind : Kind
+    flipped : bool
+        Whether the geometry is that of dout with the weights flipped.
+    copied_again : float
+        How often a cell is copied, in the mean.
+    """
+
+    kind: Kind
+    flipped: bool
+    copied_again: float
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -139,7 +159,7 @@ def plan_direct(
         worker_bytes=_tile_bytes(run, kind, tiling, dtype, last=last),
         copied_again=_copied_again(run, tiling, last=last),
         shared_bytes=shared,
-        work=_work(run),
+        work=work_of(run),
         geometry=run,
         kind=kind,
         dtype=dtype,
@@ -148,15 +168,15 @@ def plan_direct(
     )
 
 
-def _work(geometry: ConvGeometry) -> int:
+def work_of(geometry: ConvGeometry) -> int:
     """Return the operations that could be done in the time of a pass."""
     numbers = math.prod(geometry.x_shape) + math.prod(geometry.y_shape)
     return geometry.flops + CELL_COST * numbers
 
 
-def _shares(geometry: ConvGeometry) -> int:
+def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
-    work = _work(geometry)
+    work = work_of(geometry)
     return 1 if work < LEAST_SHARED else max(2, min(SHARES, work // SHARE_WORK))
 
 
@@ -183,7 +203,7 @@ def _tiles(
     """Return tiles whose copy of cells the cache holds, and as many as workers may share."""
     groups = 1 if kind is Kind.CHANNELS else geometry.groups  # which are all in one vector
     extent = (groups, geometry.N, *geometry.out)
-    shares, most = _shares(geometry), max(available, 0) // 4
+    shares, most = shares_of(geometry), max(available, 0) // 4
     for room in (min(TILE_BYTES, most), most):
         cells = max(-(-math.prod(extent) // shares), 1)
         while True:

@@ -22,7 +22,7 @@ from im2col_conv.engine.direct.cells import Cells, Steps
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
 
-__all__ = ["Tile", "blocks_of", "sums_of"]
+__all__ = ["Tile", "blocks_of", "sums_of", "vectors_of"]
 
 # Vectors that all rows meet before the next ones.
 TOGETHER = {Kind.FILTERS: 8, Kind.OUTPUTS: 2, Kind.PLANES: 8, Kind.CHANNELS: 16}
@@ -83,7 +83,7 @@ def blocks_of(filters: int, dtype: np.dtype[Any]) -> tuple[int, int]:
 def _of_filters(tile: Tile) -> Sums:
     # y (F, L) = W (F, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs
     lines, at_y = _windows(tile, range(len(tile.cells.outs) - 1))
-    vectors = _vectors_of(lines, at_y, *_vectors(tile.cells.outs[-1], tile.dtype))
+    vectors = _vectors_of(lines, at_y, *vectors_of(tile.cells.outs[-1], tile.dtype))
     a, step = _weights(tile)
     image, group = _images_and(tile.images, tile.groups)
     parts = Parts(
@@ -123,7 +123,7 @@ def _of_outputs(tile: Tile) -> Sums:
 
 def _of_planes(tile: Tile) -> Sums:
     # y (L) = W (1, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs of one filter
-    first, numbers = _vectors(tile.cells.outs[-1], tile.dtype)
+    first, numbers = vectors_of(tile.cells.outs[-1], tile.dtype)
     lines, apart, at_y, y_apart, rows = _lines_under_each_other(tile, odd=len(first) % 2 == 1)
     vectors = _vectors_of(lines, at_y, first, numbers)
     a, step = _weights(tile)
@@ -143,7 +143,7 @@ def _of_channels(tile: Tile) -> Sums:
     # y[p] (C) = the sum over taps of w_t (C) * x[alpha_t + beta_p] (C), number by number
     longest = int(np.argmax(tile.cells.outs))
     lines, at_y = _windows(tile, [n for n in range(len(tile.cells.outs)) if n != longest])
-    first, numbers = _vectors(tile.groups, tile.dtype)
+    first, numbers = vectors_of(tile.groups, tile.dtype)
     none = np.zeros_like(lines)
     image, _ = _images_and(tile.images, 1)
     parts = Parts(0 * image, image * tile.x.image, image * tile.y[0], 0 * image)
@@ -200,12 +200,12 @@ def _lines_under_each_other(tile: Tile, *, odd: bool) -> tuple[Array, int, Array
     return at_x, apart, at_y, y_apart, lines
 
 
-def _vectors(numbers: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def vectors_of(numbers: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """Return first and how many of each vector of a line: the last may overlap the one before.
 
     Examples
     --------
-    >>> [[int(n) for n in column] for column in _vectors(19, np.dtype(np.float32))]
+    >>> [[int(n) for n in column] for column in vectors_of(19, np.dtype(np.float32))]
     [[0, 8, 11], [8, 8, 8]]
     """
     lanes = lanes_of(dtype)

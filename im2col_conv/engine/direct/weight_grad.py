@@ -1,0 +1,372 @@
+r"""Backward to the weights, the direct way: the same sums with outputs for terms.
+
+.. math:: dW[f, k] = \sum_p dout[f, p] \, x[\alpha_k + \beta_p].
+
+A is x, one number for each row k of the column matrix; B is dout with filters side by side, turned
+where they are not; and two tables say where the terms are. Each task makes a partial sum from its
+outputs, and the partial sums are added in order. One more row has ones for A, and makes db.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from im2col_conv.arrays import Array
+from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, steps_of
+from im2col_conv.engine.direct.copied import copied
+from im2col_conv.engine.direct.kernel import MOST_ROWS, Kind
+from im2col_conv.engine.direct.moves import Again, Box, Moves
+from im2col_conv.engine.direct.plan import TILE_BYTES, KeepingPlan, shares_of, work_of
+from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
+from im2col_conv.engine.direct.tile import blocks_of, vectors_of
+from im2col_conv.engine.jobs import AtOnce, Work
+from im2col_conv.engine.machine.crew import shares_here
+from im2col_conv.engine.machine.program import Place, Program, Step
+from im2col_conv.engine.plan import Plan, total_of
+from im2col_conv.engine.tiling import EVEN, cut_evenly, overlap_of
+from im2col_conv.engine.workers import Scratch, lend_scratch, run_tasks
+from im2col_conv.geometry import ConvGeometry
+
+__all__ = ["WeightGradPlan", "covers", "plan_weight_grad", "weight_grad"]
+
+MOST_SUMS = 32  # partial sums of a pass
+_NONE = np.zeros(1, np.int64)
+
+
+class Of(IntEnum):
+    """The arrays of a program: ONE has a one and then zeros; the last two are a worker's own."""
+
+    X, DOUT, ONE, SUMS, COPY, TURNED = range(6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightGradPlan(KeepingPlan):
+    """Tiles over (N, *out), each of which makes a partial sum; and the plan for what is left.
+
+    Attributes
+    ----------
+    spine : Plan
+        Of the same pass, for arrays that machine code cannot read, and for padding that met
+        infinity.
+    """
+
+    spine: Plan
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Groups, and filters and rows of the column matrix of each."""
+        geometry = self.geometry
+        depth = geometry.C // geometry.groups * geometry.taps
+        return geometry.groups, geometry.F // geometry.groups, depth
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """A whole tile: (images, groups, *positions)."""
+        images, *positions = self.tiling.step
+        return (images, self.geometry.groups, *positions)
+
+
+def covers(dtype: np.dtype[Any], x_type: np.dtype[Any], dout_type: np.dtype[Any]) -> bool:
+    """Say whether arrays of these types are read as they are, by threads that share tasks."""
+    return x_type == dout_type == dtype and shares_here()
+
+
+@lru_cache(maxsize=256)
+def plan_weight_grad(
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int, spine: Plan
+) -> WeightGradPlan | None:
+    """Draw the tiles of a pass to the weights; None where there would be too many."""
+    blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
+    depth = geometry.C // geometry.groups * geometry.taps
+    sum_bytes = geometry.groups * (depth + 1) * blocks * width * dtype.itemsize
+    tiling = _tiles(geometry, layout, dtype, workspace // 8)
+    if tiling.boxes > MOST_SUMS or tiling.boxes * sum_bytes > workspace // 4:
+        return None
+    worker_bytes = _tile_bytes(geometry, layout, dtype, tiling.step)
+    return WeightGradPlan(
+        tiling=tiling,
+        tasks=tiling.boxes,
+        worker_bytes=max(worker_bytes, spine.worker_bytes),
+        shared_bytes=max(tiling.boxes * sum_bytes + worker_bytes, spine.shared_bytes),
+        work=work_of(geometry),
+        geometry=geometry,
+        dtype=dtype,
+        last=layout == "channels_last",
+        spine=spine,
+    )
+
+
+def _tiles(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], available: int) -> Any:
+    extent, shares = (geometry.N, *geometry.out), shares_of(geometry)
+    cells = max(-(-math.prod(extent) // shares), 1)
+    while True:
+        tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap_of(geometry))
+        room = min(TILE_BYTES, available)
+        if cells == 1 or _tile_bytes(geometry, layout, dtype, tiling.step) <= room:
+            return tiling
+        cells = max(1, cells * 2 // 3)
+
+
+def _tile_bytes(
+    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], step: tuple[int, ...]
+) -> int:
+    """Return what a worker takes: a copy of cells, dout turned, and what tables take when made."""
+    images, *outs = step
+    if not all(step):
+        return 0
+    box = tuple(slice(0, n) for n in outs)
+    cells, _ = cells_of(geometry, box, last=layout == "channels_last")
+    blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
+    positions = images * math.prod(outs)
+    numbers = cells.numbers(images, geometry.C) + lanes_of(dtype)
+    numbers += geometry.groups * blocks * width * positions
+    lines = geometry.C * math.prod(cells.extent[:-1]) + geometry.groups * blocks * math.prod(outs)
+    return numbers * dtype.itemsize + 150 * lines + 40 * positions
+
+
+def weight_grad(
+    plan: WeightGradPlan,
+    shared: Scratch,
+    dout: Array,
+    x: Array,
+    dw: Array | None,
+    db: Array | None,
+    by_spine: Callable[[], Work],
+) -> AtOnce:
+    """Return what fills ``dw`` (F, C // groups, *kernel) and ``db`` (F,); None is left out."""
+    lies = _Lies(steps_of(x, plan.dtype), steps_of(dout, plan.dtype))
+    padded = any(map(any, plan.geometry.padding))
+
+    def run(workers: int) -> None:
+        if None in lies:
+            _run_spine(plan, by_spine, workers)
+            return
+        G, F, K = plan.sizes
+        total = _summed(plan, shared, lies, x, dout, workers)  # (G, K + 1, blocks of F)
+        sums = total[:, :K, :F]
+        if padded and not np.isfinite(sums).all():
+            _run_spine(plan, by_spine, workers)
+            return
+        if dw is not None:
+            dw.reshape(G, F, K)[...] = sums.swapaxes(1, 2)
+        if db is not None:
+            db.reshape(G, F)[...] = total[:, K, :F]
+
+    return AtOnce(run)
+
+
+def _run_spine(plan: WeightGradPlan, by_spine: Callable[[], Work], workers: int) -> None:
+    work = by_spine()
+    run_tasks(work.task, plan.spine.tasks, workers, holds_blas=plan.spine.holds_blas)
+    work.finish(workers)
+
+
+class _Lies(NamedTuple):
+    """Numbers from one to the next along each axis; None where machine code cannot read them."""
+
+    x: tuple[int, ...] | None
+    dout: tuple[int, ...] | None
+
+
+def _summed(
+    plan: WeightGradPlan, shared: Scratch, lies: _Lies, x: Array, dout: Array, workers: int
+) -> Array:
+    """Return dw.T of each group, and under it db."""
+    program = plan.program(lies, lambda lies: _program(plan, lies))
+    (G, F, K), dtype = plan.sizes, plan.dtype
+    blocks, width = blocks_of(F, dtype)
+    sums = shared.array("dw sums", (plan.tasks, G, K + 1, blocks * width), dtype)
+    one = np.zeros(1 + lanes_of(dtype), dtype)
+    one[0] = 1
+    with ExitStack() as stack:
+        lent = [stack.enter_context(lend_scratch()) for _ in range(workers - 1)]
+        own = [
+            [
+                each.array(name, (program.numbers_in(array),), dtype)
+                for name, array in (("cells of x, for dw", Of.COPY), ("dout.T", Of.TURNED))
+            ]
+            for each in (shared, *lent)
+        ]
+        program.run([[x, dout, one, sums, *arrays] for arrays in own])
+    return total_of(sums)
+
+
+def _program(plan: WeightGradPlan, lies: _Lies) -> Program:
+    return Program([_task(plan, index, lies) for index in range(plan.tasks)])
+
+
+def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
+    """Return what makes a partial sum: copies, if need be, and the sums."""
+    assert lies.x is not None
+    assert lies.dout is not None
+    (G, F, K), geometry = plan.sizes, plan.geometry
+    images, *outs = plan.tiling[index]
+    cells, inside = cells_of(geometry, tuple(outs), last=plan.last)
+    n = images.stop - images.start
+    x = _at(Of.X, (images, *inside), lies.x)
+    if cells.padded:
+        copy = Place(Of.COPY)
+        steps = copied(plan, cells, n, geometry.C, lies.x, x, Place(Of.ONE, 1), copy)
+        x, lie = copy, cells.steps(n, geometry.C)
+    else:
+        steps, lie = [], Steps(lies.x[0], lies.x[1], lies.x[2:], 0)
+    dout = _at(Of.DOUT, (images, *outs), lies.dout)
+    filters = _filters(plan, cells.outs, n, lies.dout)
+    if filters.turning is not None:
+        turned = Place(Of.TURNED)
+        steps.append(filters.turning.of(dout, turned))
+        dout = turned
+    blocks, width = blocks_of(F, plan.dtype)
+    row = blocks * width
+    partial = Place(Of.SUMS, index * G * (K + 1) * row)
+    one, zeros = Place(Of.ONE), Place(Of.ONE, 1)
+    tile = _Tile(plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
+    steps.append(plan.table(tile, _sums).of(x, dout, partial, zeros))
+    db = plan.table((tile, "db"), lambda _: _sums_of_ones(tile))
+    steps.append(db.of(one, dout, partial, zeros))
+    return steps
+
+
+def _at(array: int, box: tuple[slice, ...], steps: tuple[int, ...]) -> Place:
+    """Return where a box (n, *cells) of all channels begins."""
+    image, _, *axes = steps
+    far = sum(each.start * step for each, step in zip(box, (image, *axes), strict=True))
+    return Place(array, far)
+
+
+class _Filters(NamedTuple):
+    """Filters side by side: how dout lies, as it was given or turned.
+
+    ``first`` and ``at`` are those of each vector: its first filter, and where it is.
+    """
+
+    turning: Moves | None
+    group: int  # numbers from group to group
+    image: int
+    axes: tuple[int, ...]
+    first: tuple[int, ...]
+    at: tuple[int, ...]
+
+
+def _filters(
+    plan: WeightGradPlan, outs: tuple[int, ...], n: int, given: tuple[int, ...]
+) -> _Filters:
+    """Return dout as it is, where no more than a block of filters lie side by side, or turned."""
+    lanes, (_, F, _) = lanes_of(plan.dtype), plan.sizes
+    image, channel, *axes = given
+    blocks, width = blocks_of(F, plan.dtype)
+    if channel == 1 and lanes <= F <= width and plan.geometry.groups == 1:
+        first, _ = vectors_of(F, plan.dtype)
+        vectors = tuple(int(f) for f in first)
+        return _Filters(None, F, image, tuple(axes), vectors, vectors)
+    positions = math.prod(outs)
+    apart = tuple(width * math.prod(outs[axis + 1 :]) for axis in range(len(outs)))
+    first = np.arange(0, F, lanes)
+    block, lane = np.divmod(first, width)
+    return _Filters(
+        plan.table((outs, n, given), lambda _: _turning(plan, outs, n, given)),
+        blocks * n * positions * width,
+        positions * width,
+        apart,
+        tuple(int(f) for f in first),
+        tuple(int(at) for at in block * n * positions * width + lane),
+    )
+
+
+def _turning(plan: WeightGradPlan, outs: tuple[int, ...], n: int, given: tuple[int, ...]) -> Moves:
+    """Return what turns dout[n, f, *outs] to (g, blocks of F, n, *outs, width)."""
+    G, F, _ = plan.sizes
+    image, channel, *axes = given
+    blocks, width = blocks_of(F, plan.dtype)
+    positions = math.prod(outs)
+    apart = tuple(width * math.prod(outs[axis + 1 :]) for axis in range(len(outs)))
+    boxes = []
+    for group in range(G):
+        for block in range(blocks):
+            filters = min(width, F - block * width)
+            source = (group * F + block * width) * channel
+            target = (group * blocks + block) * n * positions * width
+            boxes.append(Box(source, target, (*outs, filters), tuple(axes), apart))
+    again = Again(n, image, positions * width)
+    return Moves(boxes, again, channel, plan.dtype.itemsize)
+
+
+class _Tile(NamedTuple):
+    """All that the sums of a tile follow from; ``row`` is how far rows of dw.T are apart."""
+
+    dtype: np.dtype[Any]
+    cells: Cells
+    images: int
+    groups: int
+    C: int
+    F: int
+    x: Steps
+    filters: _Filters
+    row: int
+
+
+def _sums(tile: _Tile) -> Sums:
+    # dw.T (K, F) = x[alpha_k + beta_p] (K, P) @ dout.T (P, F), P outputs of a tile
+    terms, taps = _terms(tile), tile.cells.taps(tile.x)
+    kernel, channels = tile.cells.kernel[-1], np.arange(tile.C)
+    if _fill(tile.C) >= _fill(kernel):  # rows of a block are channels
+        none = np.zeros_like(taps)
+        places = np.arange(len(taps)) * tile.row
+        runs = Runs(taps, none, places, none, none + tile.C)
+        steps = tile.x.channel, len(taps) * tile.row
+    else:  # or taps of the last axis
+        first = np.add.outer(channels * tile.x.channel, taps[::kernel]).ravel()
+        none = np.zeros_like(first)
+        places = np.arange(len(first)) * kernel * tile.row
+        runs = Runs(first, none, places, none, none + kernel)
+        steps = tile.cells.dilation[-1] * tile.x.axes[-1], tile.row
+    return _of_rows(tile, terms, runs, steps)
+
+
+def _sums_of_ones(tile: _Tile) -> Sums:
+    # db (1, F) = ones (1, P) @ dout.T (P, F)
+    terms = _terms(tile)
+    depth = tile.C * math.prod(tile.cells.kernel)
+    ones = Runs(_NONE, _NONE, _NONE + depth * tile.row, _NONE, _NONE + 1)
+    tile = tile._replace(x=tile.x._replace(channel=0))
+    return _of_rows(tile, terms._replace(a=np.zeros_like(terms.a)), ones, (0, tile.row))
+
+
+def _of_rows(tile: _Tile, terms: Terms, runs: Runs, steps: tuple[int, int]) -> Sums:
+    group, filters = np.arange(tile.groups), tile.filters
+    depth = tile.C * math.prod(tile.cells.kernel)
+    parts = Parts(
+        group * tile.C * tile.x.channel,
+        group * filters.group,
+        group * (depth + 1) * tile.row,
+        0 * group,
+    )
+    first, at = np.array(filters.first), np.array(filters.at)
+    vectors = Vectors(at, first, 0 * first, np.full_like(first, lanes_of(tile.dtype)))
+    return Sums(
+        tile.dtype, Kind.OUTPUTS, terms, runs, steps, vectors, parts, together=len(first) + 1
+    )
+
+
+def _terms(tile: _Tile) -> Terms:
+    """Return where windows begin in x, and outputs in dout, over all of a tile in C order."""
+    images = np.arange(tile.images)
+    at_x, at_dout = images * tile.x.image, images * tile.filters.image
+    for axis, outs in enumerate(tile.cells.outs):
+        output = np.arange(outs)
+        at_x = np.add.outer(at_x, output * tile.cells.apart(axis, tile.x)).ravel()
+        at_dout = np.add.outer(at_dout, output * tile.filters.axes[axis]).ravel()
+    return Terms(at_x, at_dout)
+
+
+def _fill(rows: int) -> float:
+    """Return how many rows a block has, in the mean."""
+    return rows / -(-rows // MOST_ROWS)
