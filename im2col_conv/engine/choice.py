@@ -91,6 +91,12 @@ def _quickest(each: Pass, geometry: ConvGeometry, layout: str, dtype: np.dtype[A
     covered = dtype in direct_plan.TYPES and direct_plan.covers(each, geometry)
     if _measured() and covered and direct_pays(each, geometry, layout):
         return "direct"
+    return _quickest_of_others(each, geometry, layout, dtype)
+
+
+def _quickest_of_others(
+    each: Pass, geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]
+) -> Way:
     blas = private_blas()
     return "implicit" if tap_by_tap_pays(each, geometry, layout, dtype, blas) else "im2col"
 
@@ -175,19 +181,17 @@ def weight_grad_plan(
     workspace: int,
 ) -> Plan:
     """Return the plan of a backward pass to the weights."""
-    dtype = computing_type(result)
+    way, dtype = way_of("weight_grad", algorithm, geometry, layout, result), computing_type(result)
     tiles = im2col_weight_grad.plan_weight_grad(
         geometry, layout, x_type, dout_type, result, workspace
     )
-    if (
-        algorithm == "direct"
-        and direct_weight_grad.covers(dtype, x_type, dout_type)
-        and result == dtype
-    ):
-        sums = direct_weight_grad.plan_weight_grad(geometry, layout, dtype, workspace, tiles)
-        if sums is not None and _fits(sums, "auto", workspace):
-            return sums
-    if way_of("weight_grad", algorithm, geometry, layout, result) == "implicit":
+    if way == "direct":
+        if x_type == dout_type == result == dtype:
+            sums = direct_weight_grad.plan_weight_grad(geometry, layout, dtype, workspace, tiles)
+            if sums is not None and _fits(sums, "auto", workspace):
+                return sums
+        way = _quickest_of_others("weight_grad", geometry, layout, dtype)
+    if way == "implicit":
         plan = implicit_weight_grad.plan_weight_grad(
             geometry, layout, dtype, workspace, packs=_blas().packs
         )

@@ -46,6 +46,8 @@ LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 LEAST_FLOPS_DIRECT = {"channels_first": 10**5, "channels_last": 10**6}
 LEAST_SHARING, SHORTEST_LINE = 5, 3
 MOST_SUMMED, MOST_WASTED, SIDE_BY_SIDE = 900, 2.5, 16
+# For dw: filters of a group, unless there is little to do; where channels come last, operations.
+FEWEST_FILTERS_OF_DW, FEW_FLOPS_OF_DW, MOST_FLOPS_OF_DW = 2, 10**6, 5 * 10**8
 # Of kernels of one cell: where channels come first, weights and outputs of a line, and for dx
 # weights and outputs; where they come last, filters and channels of a group.
 FEW_WEIGHTS, SHORTEST_LINE_OF_ONE = 2**14, 8
@@ -63,6 +65,8 @@ def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     outputs = geometry.N * math.prod(results)
     if geometry.flops < LEAST_FLOPS_DIRECT["channels_first"]:
         return False
+    if each == "weight_grad":
+        return _sums_of_outputs_pay(geometry, made, read, last=last)
     if read == 1 and geometry.groups > 1 and (made == 1 or (made == 2 and not last)):
         return True
     if geometry.flops < LEAST_FLOPS_DIRECT[layout] or outputs < LEAST_SHARING * made:
@@ -78,6 +82,18 @@ def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     if not last and results[-1] < SHORTEST_LINE:
         return False
     return each == "forward" or _zeros_cost_little(geometry, made, read, last=last)
+
+
+def _sums_of_outputs_pay(geometry: ConvGeometry, made: int, read: int, *, last: bool) -> bool:
+    """Say whether dw is better summed in registers, output by output, than made by large products.
+
+    To arrange dout takes long beside the sums where filters are few.
+    """
+    if read == 1 and geometry.groups > 1:
+        return False
+    if made < FEWEST_FILTERS_OF_DW and geometry.flops >= FEW_FLOPS_OF_DW:
+        return False
+    return not last or geometry.flops <= MOST_FLOPS_OF_DW
 
 
 def _zeros_cost_little(geometry: ConvGeometry, made: int, read: int, *, last: bool) -> bool:

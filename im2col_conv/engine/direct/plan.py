@@ -14,6 +14,7 @@ from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.direct.cells import Cells, cells_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.sums import lanes_of
+from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Program
 from im2col_conv.engine.plan import Pass, Plan
 from im2col_conv.engine.tiling import EVEN, SHARES, Tiling, cut_evenly, overlap_of
@@ -128,13 +129,17 @@ def _kept(kept: dict[Hashable, Any], most: int, key: K, draw: Callable[[K], T]) 
 def covers(each: Pass, geometry: ConvGeometry) -> bool:
     """Say whether a pass can run the direct way: y always, dx where it is a convolution of dout.
 
+    dw where threads share what is in machine code.
+
     Examples
     --------
     >>> geometry = ConvGeometry.from_shapes((2, 3, 9, 8), (4, 3, 3, 5), stride=(1, 2))
     >>> covers("forward", geometry), covers("input_grad", geometry)
     (True, False)
     """
-    return each == "forward" or (each == "input_grad" and adjoint_of(geometry) is not None)
+    if each == "weight_grad":
+        return shares_here()
+    return each == "forward" or adjoint_of(geometry) is not None
 
 
 @lru_cache(maxsize=256)

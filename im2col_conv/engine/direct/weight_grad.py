@@ -28,14 +28,13 @@ from im2col_conv.engine.direct.plan import TILE_BYTES, KeepingPlan, shares_of, w
 from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
 from im2col_conv.engine.direct.tile import blocks_of, vectors_of
 from im2col_conv.engine.jobs import AtOnce, Work
-from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.plan import Plan, total_of
 from im2col_conv.engine.tiling import EVEN, cut_evenly, overlap_of
 from im2col_conv.engine.workers import Scratch, lend_scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
-__all__ = ["WeightGradPlan", "covers", "plan_weight_grad", "weight_grad"]
+__all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
 
 MOST_SUMS = 32  # partial sums of a pass
 _NONE = np.zeros(1, np.int64)
@@ -72,11 +71,6 @@ class WeightGradPlan(KeepingPlan):
         """A whole tile: (images, groups, *positions)."""
         images, *positions = self.tiling.step
         return (images, self.geometry.groups, *positions)
-
-
-def covers(dtype: np.dtype[Any], x_type: np.dtype[Any], dout_type: np.dtype[Any]) -> bool:
-    """Say whether arrays of these types are read as they are, by threads that share tasks."""
-    return x_type == dout_type == dtype and shares_here()
 
 
 @lru_cache(maxsize=256)
