@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -56,19 +57,21 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
 
 
 def _run(jobs: Sequence[Job], apart: Sequence[int], together: int) -> None:
-    """Run passes: first those that need no interpreter, each alone, then all others."""
+    """Run passes: those that need no interpreter each alone, after all others."""
     with lend_scratch() as shared:
         works = [job.begin(shared) for job in jobs]
-        others = []
+        others, last = [], []
         for job, work, alone in zip(jobs, works, apart, strict=True):
             if isinstance(work, AtOnce):
-                work.run(alone)
+                last.append(partial(work.run, alone))
             else:
                 others.append((job.plan, work, alone))
         if len(others) == 1:
             _run_alone(*others[0])
         elif others:
             _run_together(others, together)
+        for run in last:
+            run()
 
 
 def _run_alone(plan: Plan, work: Work, workers: int) -> None:

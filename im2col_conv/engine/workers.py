@@ -12,6 +12,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array, aligned
 from im2col_conv.engine import blas, pool
+from im2col_conv.engine.machine.crew import make_room
 from im2col_conv.engine.processors import parted
 
 __all__ = ["Scratch", "Task", "drop_scratch", "lend_scratch", "run_tasks"]
@@ -175,6 +176,7 @@ def _share(task: Task, tasks: int, workers: int, *, at_product: bool) -> None:
     with parted() as left, lend_scratch() as own:
 
         def ask() -> None:
+            make_room()
             asked = (pool.ask(partial(help_out, number), left) for number in range(1, workers))
             helpers.extend(each for each in asked if each is not None)
 

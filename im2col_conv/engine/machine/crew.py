@@ -11,12 +11,13 @@ what routines are told. A task is some rows of a table of steps:
 
 Who shares his tasks writes the address of a block into the letter box of each helper, and wakes
 those that sleep; works himself; and then takes back what was not begun, and waits for the rest. A
-box has one of five states, which change in one instruction each:
+box has one of six states, which change in one instruction each:
 
 .. code-block:: text
 
-    IDLE -> ASLEEP              by the helper, who has looked in vain for a while
-    IDLE or ASLEEP -> ASKED     by who asks, who wakes it if it slept
+    IDLE -> TIRED               by who needs its processor
+    IDLE or TIRED -> ASLEEP     by the helper, who has looked in vain for a while, or sees that
+    any of these -> ASKED       by who asks, who wakes it if it slept
     ASKED -> WORKING            by the helper, who begins
     ASKED -> IDLE               by who asked, when nothing is left to do
     WORKING -> AWAITED          by who asked, when he goes to sleep until it is done
@@ -43,13 +44,21 @@ from im2col_conv.engine.machine.assembler import Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, never_freed
 from im2col_conv.engine.processors import MOST_HELPERS, HelperThread, others
 
-__all__ = ["ARRAYS", "MOST_NUMBERS", "PLACES", "Block", "share", "shares_here"]
+__all__ = [
+    "ARRAYS",
+    "MOST_NUMBERS",
+    "PLACES",
+    "Block",
+    "make_room",
+    "share",
+    "shares_here",
+]
 
 ARRAYS = 8  # whose beginnings a block holds; the first is none, and begins at 0
 MOST_NUMBERS = 32  # that a routine is told
 PLACES = 4  # of which so many may be in an array
 
-IDLE, ASLEEP, ASKED, WORKING, AWAITED = range(5)
+IDLE, TIRED, ASLEEP, ASKED, WORKING, AWAITED = range(6)
 LOOKS = 5000  # before a thread goes to sleep: some 250 microseconds
 
 _FIELDS = ("drawn", "tasks", "own", "ranges")
@@ -92,6 +101,12 @@ def share(blocks: Sequence[ctypes.Array[ctypes.c_int64]]) -> None:
         routines.share(ctypes.addressof(shared))
     finally:
         _idle.extend(helpers)
+
+
+def make_room() -> None:
+    """Have helpers sleep who look for more work: other threads need their processors."""
+    for helper in tuple(_idle):
+        _routines().tire(helper.box)
 
 
 def shares_here() -> bool:
@@ -168,6 +183,7 @@ class _Routines(NamedTuple):
     work: Callable[[int], None]
     share: Callable[[int], None]
     wait: Callable[[int], None]
+    tire: Callable[[int], None]
 
 
 @cache
@@ -177,6 +193,7 @@ def _routines() -> _Routines:
     _write_work(code)
     _write_share(code)
     _write_wait(code)
+    _write_tire(code)
     start = loaded(code.finished())
     kind: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     return _Routines(*(kind(start + code.place(name)) for name in _Routines._fields))
@@ -308,10 +325,14 @@ def _write_wait(code: Assembler) -> None:
     code.load(_RAX, _field(box, _BOX, "state"))
     code.compare_with(_RAX, ASKED)
     code.jump_if_zero("begin")
+    code.compare_with(_RAX, TIRED)
+    code.jump_if_zero("lie down")
     code.pause()
     code.add_number(_RCX, -1)
     code.jump_if_not_zero("look")
-    _change(code, box, IDLE, ASLEEP)
+    code.label("lie down")
+    for state in (IDLE, TIRED):
+        _change(code, box, state, ASLEEP)
     code.label("slept")
     code.load(_RAX, _field(box, _BOX, "state"))
     code.compare_with(_RAX, ASLEEP)
@@ -331,6 +352,12 @@ def _write_wait(code: Assembler) -> None:
     code.load_address(_RDI, Address(box))
     _wake(code)
     code.jump("awake")
+
+
+def _write_tire(code: Assembler) -> None:
+    code.label("tire")
+    _change(code, _RDI, IDLE, TIRED)
+    code.back()
 
 
 def _change(code: Assembler, box: Register, old: int, new: int) -> None:
