@@ -4,7 +4,7 @@ r"""Backward to the weights, the direct way: the same sums with outputs for term
 
 A is x, one number for each row k of the column matrix; B is dout with filters side by side, turned
 where they are not; and two tables say where the terms are. Each task makes a partial sum from its
-outputs, and the partial sums are added in order. One more row has ones for A, and makes db.
+outputs, and the partial sums are added in order. Some more rows are sums of dout alone, for db.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from im2col_conv.engine.direct.tile import blocks_of, vectors_of
 from im2col_conv.engine.jobs import AtOnce, Work
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.plan import Plan, total_of
-from im2col_conv.engine.tiling import EVEN, cut_evenly, overlap_of
+from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly, overlap_of
 from im2col_conv.engine.workers import Scratch, lend_scratch, run_tasks
 from im2col_conv.geometry import ConvGeometry
 
@@ -80,11 +80,11 @@ def plan_weight_grad(
     """Draw the tiles of a pass to the weights; None where there would be too many."""
     blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
     depth = geometry.C // geometry.groups * geometry.taps
-    sum_bytes = geometry.groups * (depth + 1) * blocks * width * dtype.itemsize
-    tiling = _tiles(geometry, layout, dtype, workspace // 8)
+    sum_bytes = geometry.groups * (depth + MOST_ROWS) * blocks * width * dtype.itemsize
+    tiling = _tiles(geometry, dtype, workspace // 8)
     if tiling.boxes > MOST_SUMS or tiling.boxes * sum_bytes > workspace // 4:
         return None
-    worker_bytes = _tile_bytes(geometry, layout, dtype, tiling.step)
+    worker_bytes = _tile_bytes(geometry, dtype, tiling.step)
     return WeightGradPlan(
         tiling=tiling,
         tasks=tiling.boxes,
@@ -98,26 +98,24 @@ def plan_weight_grad(
     )
 
 
-def _tiles(geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], available: int) -> Any:
+def _tiles(geometry: ConvGeometry, dtype: np.dtype[Any], available: int) -> Tiling:
     extent, shares = (geometry.N, *geometry.out), shares_of(geometry)
     cells = max(-(-math.prod(extent) // shares), 1)
     while True:
         tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap_of(geometry))
         room = min(TILE_BYTES, available)
-        if cells == 1 or _tile_bytes(geometry, layout, dtype, tiling.step) <= room:
+        if cells == 1 or _tile_bytes(geometry, dtype, tiling.step) <= room:
             return tiling
         cells = max(1, cells * 2 // 3)
 
 
-def _tile_bytes(
-    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], step: tuple[int, ...]
-) -> int:
+def _tile_bytes(geometry: ConvGeometry, dtype: np.dtype[Any], step: tuple[int, ...]) -> int:
     """Return what a worker takes: a copy of cells, dout turned, and what tables take when made."""
     images, *outs = step
     if not all(step):
         return 0
     box = tuple(slice(0, n) for n in outs)
-    cells, _ = cells_of(geometry, box, last=layout == "channels_last")
+    cells, _ = cells_of(geometry, box, last=False)
     blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
     positions = images * math.prod(outs)
     numbers = cells.numbers(images, geometry.C) + lanes_of(dtype)
@@ -144,7 +142,7 @@ def weight_grad(
             _run_spine(plan, by_spine, workers)
             return
         G, F, K = plan.sizes
-        total = _summed(plan, shared, lies, x, dout, workers)  # (G, K + 1, blocks of F)
+        total = _summed(plan, shared, lies, x, dout, workers)  # (G, K and some more, blocks of F)
         sums = total[:, :K, :F]
         if padded and not np.isfinite(sums).all():
             _run_spine(plan, by_spine, workers)
@@ -152,7 +150,7 @@ def weight_grad(
         if dw is not None:
             dw.reshape(G, F, K)[...] = sums.swapaxes(1, 2)
         if db is not None:
-            db.reshape(G, F)[...] = total[:, K, :F]
+            db.reshape(G, F)[...] = total[:, K:, :F].sum(axis=1)
 
     return AtOnce(run)
 
@@ -173,11 +171,12 @@ class _Lies(NamedTuple):
 def _summed(
     plan: WeightGradPlan, shared: Scratch, lies: _Lies, x: Array, dout: Array, workers: int
 ) -> Array:
-    """Return dw.T of each group, and under it db."""
+    """Return dw.T of each group, and under it some sums that make db."""
     program = plan.program(lies, lambda lies: _program(plan, lies))
     (G, F, K), dtype = plan.sizes, plan.dtype
     blocks, width = blocks_of(F, dtype)
-    sums = shared.array("dw sums", (plan.tasks, G, K + 1, blocks * width), dtype)
+    sums = shared.array("dw sums", (plan.tasks, G, K + MOST_ROWS, blocks * width), dtype)
+    sums[:, :, K:] = 0  # of which a task may make fewer
     one = np.zeros(1 + lanes_of(dtype), dtype)
     one[0] = 1
     with ExitStack() as stack:
@@ -203,10 +202,10 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
     assert lies.dout is not None
     (G, F, K), geometry = plan.sizes, plan.geometry
     images, *outs = plan.tiling[index]
-    cells, inside = cells_of(geometry, tuple(outs), last=plan.last)
+    cells, inside = cells_of(geometry, tuple(outs), last=False)
     n = images.stop - images.start
     x = _at(Of.X, (images, *inside), lies.x)
-    if cells.padded:
+    if cells.padded or (plan.last and geometry.taps > 1):  # each tap goes through all cells
         copy = Place(Of.COPY)
         steps = copied(plan, cells, n, geometry.C, lies.x, x, Place(Of.ONE, 1), copy)
         x, lie = copy, cells.steps(n, geometry.C)
@@ -220,7 +219,7 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
         dout = turned
     blocks, width = blocks_of(F, plan.dtype)
     row = blocks * width
-    partial = Place(Of.SUMS, index * G * (K + 1) * row)
+    partial = Place(Of.SUMS, index * G * (K + MOST_ROWS) * row)
     one, zeros = Place(Of.ONE), Place(Of.ONE, 1)
     tile = _Tile(plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
     steps.append(plan.table(tile, _sums).of(x, dout, partial, zeros))
@@ -322,32 +321,50 @@ def _sums(tile: _Tile) -> Sums:
         places = np.arange(len(first)) * kernel * tile.row
         runs = Runs(first, none, places, none, none + kernel)
         steps = tile.cells.dilation[-1] * tile.x.axes[-1], tile.row
-    return _of_rows(tile, terms, runs, steps)
+    return _of_rows(tile, Kind.OUTPUTS, terms, runs, steps, tile.C * tile.x.channel)
 
 
 def _sums_of_ones(tile: _Tile) -> Sums:
-    # db (1, F) = ones (1, P) @ dout.T (P, F)
-    terms = _terms(tile)
-    depth = tile.C * math.prod(tile.cells.kernel)
-    ones = Runs(_NONE, _NONE, _NONE + depth * tile.row, _NONE, _NONE + 1)
-    tile = tile._replace(x=tile.x._replace(channel=0))
-    return _of_rows(tile, terms._replace(a=np.zeros_like(terms.a)), ones, (0, tile.row))
+    # rows of db (R, F) = ones (1, P / R) @ dout.T (R, P / R, F)
+    places, depth = _rows_alike(_terms(tile).b), tile.C * math.prod(tile.cells.kernel)
+    R, first = len(places), places[:1, 0]
+    runs = Runs(_NONE, first, _NONE + depth * tile.row, _NONE, _NONE + R)
+    step = int(places[1, 0] - places[0, 0]) if R > 1 else 0
+    terms = Terms(0 * places[0], places[0] - first)
+    return _of_rows(tile, Kind.PLANES, terms, runs, (step, tile.row), 0)
 
 
-def _of_rows(tile: _Tile, terms: Terms, runs: Runs, steps: tuple[int, int]) -> Sums:
+def _rows_alike(places: Array) -> Array:
+    """Return places in rows, as many as a block has if they can be, each a step from the last.
+
+    Examples
+    --------
+    >>> _rows_alike(np.arange(8)).tolist(), _rows_alike(np.array([0, 1, 5, 7])).tolist()
+    ([[0, 1], [2, 3], [4, 5], [6, 7]], [[0, 1, 5, 7]])
+    """
+    for number in range(MOST_ROWS, 1, -1):
+        if len(places) % number == 0:
+            rows = places.reshape(number, -1)
+            step = rows[1, 0] - rows[0, 0]
+            if (rows == rows[0] + step * np.arange(number)[:, np.newaxis]).all():
+                return rows
+    return places[np.newaxis]
+
+
+def _of_rows(
+    tile: _Tile, kind: Kind, terms: Terms, runs: Runs, steps: tuple[int, int], x_group: int
+) -> Sums:
     group, filters = np.arange(tile.groups), tile.filters
     depth = tile.C * math.prod(tile.cells.kernel)
     parts = Parts(
-        group * tile.C * tile.x.channel,
+        group * x_group,
         group * filters.group,
-        group * (depth + 1) * tile.row,
+        group * (depth + MOST_ROWS) * tile.row,
         0 * group,
     )
     first, at = np.array(filters.first), np.array(filters.at)
     vectors = Vectors(at, first, 0 * first, np.full_like(first, lanes_of(tile.dtype)))
-    return Sums(
-        tile.dtype, Kind.OUTPUTS, terms, runs, steps, vectors, parts, together=len(first) + 1
-    )
+    return Sums(tile.dtype, kind, terms, runs, steps, vectors, parts, together=len(first) + 1)
 
 
 def _terms(tile: _Tile) -> Terms:
