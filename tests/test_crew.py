@@ -1,6 +1,5 @@
 """Programs of machine code and the threads that run them: each task once, whoever runs it."""
 
-import ctypes
 import gc
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """The direct way against the spine: equal on integers, whatever the geometry and the tiles."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,14 @@ from hypothesis import strategies as st
 
 import im2col_conv as ic
 from im2col_conv.engine import choice
+from im2col_conv.engine.direct import forward as direct_forward
 from im2col_conv.engine.direct import plan as direct_plan
-from im2col_conv.engine.direct.cells import cells_of
+from im2col_conv.engine.direct import weight_grad as direct_weight_grad
+from im2col_conv.engine.direct.cells import Cells, cells_of, parts_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_TABLES, plan_direct
 from im2col_conv.engine.direct.sums import FARTHEST
+from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.memory import why_not_run
 from im2col_conv.engine.workers import Scratch, drop_scratch
 
@@ -54,11 +59,9 @@ def arrays_of(x_shape, w_shape, keywords, layout, dtype=np.float32):
 
 
 def both(x, w, b, dout, **keywords):
-    return (
-        ic.conv(x, w, b, **keywords),
-        ic.conv(x, w, **keywords),
-        ic.conv_input_grad(dout, w, x.shape, **keywords),
-    )
+    """Return y with a bias and without, dx, dw and db."""
+    gradients = ic.conv_grads(dout, x, w, **keywords)
+    return ic.conv(x, w, b, **keywords), ic.conv(x, w, **keywords), *gradients
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -228,28 +231,59 @@ def test_out_may_have_gaps_that_stay_as_they_were(x_shape, w_shape, keywords, fi
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cells_without_padding_are_read_where_they_are(layout, monkeypatch):
-    names = []
+    sizes = {}
     array = Scratch.array
 
     def noted(self, name, shape, dtype):
-        names.append(name)
+        sizes[name] = math.prod(shape)
         return array(self, name, shape, dtype)
 
     monkeypatch.setattr(Scratch, "array", noted)
     x, w, b, _ = arrays_of((4, 6, 20, 30), (10, 6, 3, 5), {}, layout)
     ic.conv(x, w, b, algorithm="direct", layout=layout)
-    assert {"x", "y"}.isdisjoint(names)
+    assert sizes["cells of x"] == sizes.get("y", 0) == 0
     ic.conv(x, w, b, algorithm="direct", layout=layout, padding=1)
-    assert {"x", "y"}.intersection(names) == {"x"}
+    assert sizes["cells of x"] > 0 == sizes.get("y", 0)
+    x, w, b, _ = arrays_of((4, 16, 20, 30), (16, 1, 3, 5), {"padding": 1, "groups": 16}, layout)
+    ic.conv(x, w, b, algorithm="direct", layout=layout, padding=1, groups=16)
+    assert (sizes["cells of x"] == 0) is (layout == LAST)  # where outputs come in parts
+
+
+def test_outputs_in_parts_are_as_many_as_taps_that_padding_leaves_out():
+    cells = Cells((9, 4), (3, 5), (1, 2), (2, 1), (2, 3), (11, 8), True, False, False)
+    parts = parts_of(cells)
+    met = np.zeros(cells.outs, int)
+    for part in parts:
+        assert not part.cells.padded
+        first, outs = part.first_output, part.cells.outs
+        outs = tuple(slice(o, o + n) for o, n in zip(first, outs, strict=True))
+        met[outs] += math.prod(part.cells.kernel)
+    axes = cells.outs, cells.kernel, cells.stride, cells.dilation, cells.before, cells.inside
+    taps = [
+        [sum(0 <= o * s - b + t * d < n for t in range(k)) for o in range(outs)]
+        for outs, k, s, d, b, n in zip(*axes, strict=True)
+    ]
+    np.testing.assert_array_equal(met, np.outer(*taps))
+    assert len(parts) == 2 * 3
+
+
+def test_more_parts_than_pay_and_windows_all_padding_are_copied(monkeypatch):
+    monkeypatch.setattr(direct_forward, "MOST_PARTS", 8)
+    for keywords in ({"padding": 1}, {"padding": 4}):
+        shapes = (2, 20, 9, 13), (20, 1, 3, 3)
+        arrays = arrays_of(*shapes, {**keywords, "groups": 20}, LAST)
+        named = {"layout": LAST, "groups": 20, **keywords}
+        found = both(*arrays, algorithm="direct", **named)
+        for one, other in zip(found, both(*arrays, algorithm="im2col", **named), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_cells_further_apart_than_a_table_tells_are_copied():
     geometry = ic.ConvGeometry.from_shapes((1, 2, 3, 9), (4, 2, 3, 2))
-    cells, inside = cells_of(geometry, (slice(0, 1), slice(0, 8)), last=False)
-    near = np.zeros((1, 2, 3, 9), np.float32)
-    assert cells.steps_in_place(near[(..., *inside)], SINGLE) is not None
-    far = np.lib.stride_tricks.as_strided(near, strides=(0, FARTHEST // 4 * 4 + 4, 36, 4))
-    assert cells.steps_in_place(far[(..., *inside)], SINGLE) is None
+    cells, _ = cells_of(geometry, (slice(0, 1), slice(0, 8)), last=False)
+    assert cells.steps_in_place((54, 27, 9, 1), 2, 4) is not None
+    assert cells.steps_in_place((54, FARTHEST // 4 + 1, 9, 1), 2, 4) is None
+    assert cells.steps_in_place((54, 27, 9, 2), 2, 4) is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -266,6 +300,7 @@ def test_tiles_take_the_memory_that_is_counted(x_shape, w_shape, layout):
         with ic.set_workers(2), ic.set_workspace(workspace):
             drop_scratch()
             plan.tables.clear()
+            plan.programs.clear()
             _, taken = peak_beyond(
                 lambda: ic.conv(x, w, b, algorithm="direct", layout=layout, padding=(1, 2))
             )
@@ -314,12 +349,8 @@ def test_prepared_weights_are_arranged_once(layout, monkeypatch):
 def test_gradients_take_the_direct_way_where_it_covers_them():
     x, w, _, dout = arrays_of((2, 6, 20, 30), (10, 6, 3, 5), {"stride": 2}, "channels_first")
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, stride=2)
-    for each in ("input_grad", "weight_grad"):
-        named, auto = (
-            choice.way_of(each, way, geometry, "channels_first", SINGLE)
-            for way in ("direct", "auto")
-        )
-        assert named == auto != "direct"
+    ways = [choice.way_of(each, "direct", geometry, "channels_first", SINGLE) for each in (DX, DW)]
+    assert [each == "direct" for each in ways] == [False, shares_here()]
     found = ic.conv_grads(dout, x, w, algorithm="direct", stride=2)
     expected = ic.conv_grads(dout, x, w, algorithm="im2col", stride=2)
     for one, other in zip(found, expected, strict=True):
@@ -334,6 +365,96 @@ def test_transposed_passes_may_be_direct_and_add_their_bias(monkeypatch):
     monkeypatch.undo()
     expected = ic.conv_transpose(x.astype(int), w.astype(int), b.astype(int), padding=(1, 0))
     np.testing.assert_array_equal(found, expected)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def plan_of_dw(x_shape, w_shape, layout=FIRST, workspace=2**26, **keywords):
+    geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+    return choice.weight_grad_plan("direct", geometry, layout, SINGLE, SINGLE, SINGLE, workspace)
+
+
+def gradients(dout, x, w, algorithm, **keywords):
+    _, dw, db = ic.conv_grads(dout, x, w, needs=("w", "b"), algorithm=algorithm, **keywords)
+    return dw, db
+
+
+shares = pytest.mark.skipif(not shares_here(), reason="threads share tasks under Linux")
+
+
+@shares
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords"),
+    [
+        ((6, 12, 40, 31), (40, 12, 3, 5), {"padding": (1, 2)}),  # channels fill blocks of rows
+        ((16, 3, 40, 31), (25, 3, 3, 6), {"stride": (1, 2)}),  # taps do
+        ((19, 7, 45, 31), (14, 7, 1, 1), {}),  # filters that come last are read as they are
+        ((14, 30, 25, 31), (18, 5, 3, 2), {"groups": 6, "padding": (1, 1)}),
+        ((3, 9, 4000), (20, 9, 7), {"dilation": 3, "padding": 4}),
+        ((2, 5, 9, 14, 21), (17, 5, 2, 3, 3), {"stride": (1, 1, 2), "padding": (1, 0, 2)}),
+    ],
+)
+def test_dw_and_db_are_partial_sums_of_several_tasks(x_shape, w_shape, keywords, dtype, layout):
+    x, w, _, dout = arrays_of(x_shape, w_shape, keywords, layout, dtype)
+    plan = plan_of_dw(x_shape, w_shape, layout, **keywords)
+    assert isinstance(plan, direct_weight_grad.WeightGradPlan)
+    assert plan.tasks > 1
+    expected = gradients(dout, x, w, "im2col", layout=layout, **keywords)
+    for workers in (1, 2, 5):
+        with ic.set_workers(workers):
+            found = gradients(dout, x, w, "direct", layout=layout, **keywords)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@shares
+def test_dw_is_left_to_others_where_it_would_take_too_many_sums_or_other_types():
+    shapes = (4, 40, 60, 61), (50, 40, 3, 3)
+    assert plan_of_dw(*shapes).algorithm == "direct"
+    assert plan_of_dw(*shapes, workspace=2**20).algorithm != "direct"
+    geometry = ic.ConvGeometry.from_shapes(*shapes)
+    half, double = np.dtype(np.float16), np.dtype(np.float64)
+    for types in ((half, half, half), (SINGLE, double, double), (double, SINGLE, double)):
+        plan = choice.weight_grad_plan("direct", geometry, FIRST, *types, 2**26)
+        assert plan.algorithm != "direct"
+
+
+@shares
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_zeros_of_padding_that_meet_infinity_make_no_nan_of_dw(value, layout):
+    keywords = {"padding": (1, 2)}
+    x, w, _, dout = arrays_of((3, 6, 12, 17), (9, 6, 3, 5), keywords, layout)
+    x[x == 0] = 1
+    place = (1, 4, 0, 3) if layout == FIRST else (1, 0, 3, 4)
+    dout[place] = value
+    found = gradients(dout, x, w, "direct", layout=layout, **keywords)
+    expected = gradients(dout, x, w, "im2col", layout=layout, **keywords)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.isfinite(found[0][4]).any()  # taps that see padding alone where dout is not finite
+
+
+@shares
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_partial_sums_take_the_memory_that_is_counted(layout):
+    shapes = (6, 20, 70, 61), (24, 20, 3, 5)
+    x, w, _, dout = arrays_of(*shapes, {"padding": (1, 2)}, layout)
+    for workspace in (2**26, 2**23):
+        plan = plan_of_dw(*shapes, layout, workspace, padding=(1, 2))
+        assert plan.algorithm == "direct"
+        said = plan.shared_bytes + 2 * plan.worker_bytes
+        with ic.set_workers(2), ic.set_workspace(workspace):
+            drop_scratch()
+            plan.tables.clear()
+            plan.programs.clear()
+            _, taken = peak_beyond(
+                lambda: gradients(dout, x, w, "direct", layout=layout, padding=(1, 2))
+            )
+        assert taken <= min(said, workspace) + 2**17
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -362,7 +483,7 @@ def test_a_workspace_that_holds_no_tile_is_refused():
 
 # --- who takes it ---------------------------------------------------------------------------------
 
-Y, DX = "forward", "input_grad"
+Y, DX, DW = "forward", "input_grad", "weight_grad"
 LARGE = ((4, 24, 60, 61), (20, 24, 3, 3))
 
 
@@ -412,9 +533,9 @@ def test_auto_falls_back_where_no_tile_fits(measured):
 @pytest.mark.parametrize(
     ("each", "layout", "x_shape", "w_shape", "keywords", "taken"),
     [
-        # work: 0.198 and 0.202 MFLOP where channels come first, 0.99 and 1.01 where they come last
-        (Y, FIRST, (1, 5, 22, 12), (10, 5, 3, 3), {"padding": (1, 0)}, False),
-        (Y, FIRST, (1, 5, 22, 13), (10, 5, 3, 3), {"padding": (1, 0)}, True),
+        # work: 0.0990 and 0.101 MFLOP where channels come first, 0.99 and 1.01 where they come last
+        (Y, FIRST, (1, 5, 12, 11), (10, 5, 3, 3), {"padding": (1, 0)}, False),
+        (Y, FIRST, (1, 5, 16, 9), (10, 5, 3, 3), {"padding": (1, 0)}, True),
         (Y, LAST, (5, 5, 22, 12), (10, 5, 3, 3), {"padding": (1, 0)}, False),
         (Y, LAST, (5, 5, 23, 12), (10, 5, 3, 3), {"padding": (1, 0)}, True),
         # of each channel alone: 0.0998 and 0.101 MFLOP
@@ -423,50 +544,72 @@ def test_auto_falls_back_where_no_tile_fits(measured):
         (DX, LAST, (1, 18, 14, 22), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, False),
         (DX, LAST, (1, 18, 14, 23), (18, 1, 3, 3), {"padding": (1, 1), "groups": 18}, True),
         # one channel in all is no such layer, nor are two filters of each that come last
-        (Y, FIRST, (9, 1, 30, 31), (1, 1, 3, 3), {}, False),
-        (Y, LAST, (9, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, True),
+        (Y, LAST, (9, 1, 30, 31), (1, 1, 3, 3), {}, False),
+        (Y, FIRST, (9, 18, 25, 4), (36, 1, 3, 3), {"groups": 18}, True),
+        (Y, FIRST, (9, 18, 25, 4), (54, 1, 3, 3), {"groups": 18}, False),
         (Y, LAST, (3, 18, 15, 24), (36, 1, 3, 3), {"groups": 18}, False),
-        # outputs for each filter: 15.9 and 16.1
-        (Y, FIRST, (3, 64, 19, 19), (55, 64, 3, 3), {}, False),
-        (Y, FIRST, (3, 64, 19, 19), (54, 64, 3, 3), {}, True),
-        (Y, LAST, (3, 40, 19, 19), (55, 40, 3, 3), {}, False),
-        (Y, LAST, (3, 40, 19, 19), (54, 40, 3, 3), {}, True),
-        (DX, FIRST, (3, 55, 17, 17), (40, 55, 3, 3), {"padding": 1}, False),
-        (DX, FIRST, (3, 54, 17, 17), (40, 54, 3, 3), {"padding": 1}, True),
-        # numbers that a result is the sum of: 405 and 396
-        (Y, LAST, (9, 45, 30, 31), (20, 45, 3, 3), {}, False),
-        (Y, LAST, (9, 44, 30, 31), (20, 44, 3, 3), {}, True),
-        (Y, FIRST, (9, 45, 30, 31), (20, 45, 3, 3), {}, True),
-        (DX, FIRST, (9, 20, 30, 31), (45, 20, 3, 3), {"padding": 1}, False),
-        (DX, FIRST, (9, 20, 30, 31), (44, 20, 3, 3), {"padding": 1}, True),
-        # with the zeros around dout: 412 and 384
-        (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {}, False),
-        (DX, FIRST, (9, 20, 30, 31), (40, 20, 3, 3), {"padding": (1, 0)}, True),
-        # lines of 4 and 5, where channels come first
-        (Y, FIRST, (9, 24, 90, 6), (20, 24, 3, 3), {}, False),
-        (Y, FIRST, (9, 24, 90, 7), (20, 24, 3, 3), {}, True),
-        (Y, LAST, (9, 24, 90, 6), (20, 24, 3, 3), {}, True),
-        (DX, FIRST, (9, 24, 90, 4), (20, 24, 3, 3), {"padding": 1}, False),
-        (DX, FIRST, (9, 24, 90, 5), (20, 24, 3, 3), {"padding": 1}, True),
-        # channels of dx side by side
+        # outputs for each filter: 4.95 and 5.02
+        (Y, FIRST, (1, 64, 19, 19), (59, 64, 3, 3), {}, False),
+        (Y, FIRST, (1, 64, 19, 19), (57, 64, 3, 3), {}, True),
+        (Y, LAST, (1, 64, 19, 19), (59, 64, 3, 3), {}, False),
+        (Y, LAST, (1, 64, 19, 19), (57, 64, 3, 3), {}, True),
+        (DX, FIRST, (1, 59, 17, 17), (40, 59, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (1, 57, 17, 17), (40, 57, 3, 3), {"padding": 1}, True),
+        # numbers that a result of dx is the sum of: 909 and 900
+        (DX, FIRST, (9, 20, 30, 31), (101, 20, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (9, 20, 30, 31), (100, 20, 3, 3), {"padding": 1}, True),
+        (Y, FIRST, (9, 101, 30, 31), (20, 101, 3, 3), {"padding": 1}, True),
+        # with the zeros around dout: 928 and 885
+        (DX, FIRST, (9, 20, 30, 31), (90, 20, 3, 3), {}, False),
+        (DX, FIRST, (9, 20, 30, 31), (92, 20, 3, 3), {"padding": (1, 0)}, True),
+        # lines of 2 and 3, where channels come first
+        (Y, FIRST, (9, 24, 90, 4), (20, 24, 3, 3), {}, False),
+        (Y, FIRST, (9, 24, 90, 5), (20, 24, 3, 3), {}, True),
+        (Y, LAST, (9, 24, 90, 4), (20, 24, 3, 3), {}, True),
+        (DX, FIRST, (9, 24, 90, 2), (20, 24, 3, 3), {"padding": 1}, False),
+        (DX, FIRST, (9, 24, 90, 3), (20, 24, 3, 3), {"padding": 1}, True),
+        # dx of 6 and 7 channels in a block of 16: 2.67 and 2.29 times as much as is needed
+        (DX, LAST, (9, 6, 30, 31), (24, 6, 3, 3), {"padding": 1}, False),
+        (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {"padding": 1}, True),
+        # with the zeros around dout: 2.62 and 2.44
         (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {}, False),
-        (DX, LAST, (9, 8, 30, 31), (24, 8, 3, 3), {}, True),
-        (DX, FIRST, (9, 7, 30, 31), (24, 7, 3, 3), {}, True),
+        (DX, LAST, (9, 7, 30, 31), (24, 7, 3, 3), {"padding": (1, 0)}, True),
         # dx with a stride is no convolution of dout
         (DX, FIRST, (9, 8, 30, 31), (24, 8, 3, 3), {"stride": (1, 2)}, False),
-        # kernels of one cell: weights, outputs for each filter, lines; not where channels come last
-        (Y, FIRST, (9, 32, 30, 31), (48, 32, 1, 1), {}, True),
-        (Y, FIRST, (9, 32, 30, 31), (49, 32, 1, 1), {}, False),
-        (Y, FIRST, (3, 32, 32, 31), (46, 32, 1, 1), {}, True),
-        (Y, FIRST, (3, 32, 32, 31), (47, 32, 1, 1), {}, False),
+        # kernels of one cell: weights, lines
+        (Y, FIRST, (9, 128, 30, 31), (128, 128, 1, 1), {}, True),
+        (Y, FIRST, (9, 128, 30, 31), (129, 128, 1, 1), {}, False),
         (Y, FIRST, (9, 32, 90, 8), (40, 32, 1, 1), {}, True),
         (Y, FIRST, (9, 32, 90, 7), (40, 32, 1, 1), {}, False),
-        (Y, LAST, (9, 32, 30, 31), (48, 32, 1, 1), {}, False),
+        # for dx, weights and outputs
+        (DX, FIRST, (9, 64, 30, 31), (64, 64, 1, 1), {}, True),
+        (DX, FIRST, (9, 64, 30, 31), (65, 64, 1, 1), {}, False),
+        (DX, FIRST, (1, 64, 66, 62), (64, 64, 1, 1), {}, False),
+        (DX, FIRST, (1, 64, 67, 62), (64, 64, 1, 1), {}, True),
+        # where channels come last, filters side by side, and channels
+        (Y, LAST, (9, 32, 30, 31), (7, 32, 1, 1), {}, False),
+        (Y, LAST, (9, 32, 30, 31), (8, 32, 1, 1), {}, True),
+        (Y, LAST, (9, 256, 30, 31), (48, 256, 1, 1), {}, True),
+        (Y, LAST, (9, 257, 30, 31), (48, 257, 1, 1), {}, False),
+        (DX, LAST, (9, 8, 30, 31), (256, 8, 1, 1), {}, True),
+        # dw: work, filters, channels alone; where channels come last, 0.500 and 0.494 GFLOP
+        (DW, FIRST, (1, 5, 12, 11), (10, 5, 3, 3), {"padding": (1, 0)}, False),
+        (DW, FIRST, (1, 5, 16, 9), (10, 5, 3, 3), {"padding": (1, 0)}, True),
+        (DW, FIRST, (9, 20, 30, 31), (1, 20, 3, 3), {}, False),
+        (DW, FIRST, (1, 20, 30, 31), (1, 20, 3, 3), {}, True),
+        (DW, FIRST, (9, 20, 30, 31), (2, 20, 3, 3), {}, True),
+        (DW, FIRST, (9, 20, 30, 31), (40, 1, 3, 3), {"groups": 20}, False),
+        (DW, FIRST, (9, 1, 30, 31), (40, 1, 3, 3), {}, True),
+        (DW, LAST, (9, 83, 30, 31), (40, 83, 3, 3), {"padding": 1}, False),
+        (DW, LAST, (9, 82, 30, 31), (40, 82, 3, 3), {"padding": 1}, True),
+        (DW, FIRST, (9, 83, 30, 31), (40, 83, 3, 3), {"padding": 1}, True),
     ],
 )
 def test_auto_takes_it_on_one_side_of_each_bound(
     each, layout, x_shape, w_shape, keywords, taken, measured
 ):
+    if each == DW and not shares_here():
+        pytest.skip("threads share what is in machine code under Linux")
     assert (way(each, x_shape, w_shape, layout, **keywords) == "direct") is taken
 
 
@@ -477,7 +620,7 @@ def test_small_passes_are_one_task_and_others_come_in_parts():
         assert plan_direct(small, layout, SINGLE, 2**26, flipped=False).tasks == 1
         assert plan_direct(large, layout, SINGLE, 2**26, flipped=False).tasks >= 8
     assert direct_plan.covers("forward", small)
-    assert not direct_plan.covers("weight_grad", small)
+    assert direct_plan.covers("weight_grad", small) is shares_here()
 
 
 def test_explain_names_it_and_says_that_dx_is_gathered(measured):

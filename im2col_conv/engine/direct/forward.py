@@ -81,17 +81,20 @@ def forward(
         key = "direct", plan.kind, plan.flipped, geometry.groups, dtype
         return weights.form(key, partial(arranged, plan, workers), shared.array)
 
-    if program is not None and None not in lies and shares_here():
+    if program is not None and shares_here():
         return AtOnce(partial(_run, program, shared, arrange, [x, y, bias]))
     W = arrange(1)
 
     def task(index: int, scratch: Scratch) -> None:
         box = plan.step(index, partial(_box, plan))
-        copy = scratch.array("cells of x", (_numbers_of(plan, box),), dtype)
+        one, at = (program, index) if program else (_program(plan, lies, [index]), 0)
+        numbers = one.numbers_in(Of.COPY)
+        if lies.x is None:
+            numbers = numbers_of_copy(plan, box.cells, *box.sizes)
+        copy = scratch.array("cells of x", (numbers,), dtype)
         if lies.x is None:
             fill(box.cells, copy, x[box.seen])
         sums = y if lies.y is not None else _room(plan, scratch, box)
-        one, at = (program, index) if program else (_program(plan, lies, [index]), 0)
         one.run_task(at, [x, sums, bias, W, copy])
         if lies.y is None:
             y[box.made] = sums
@@ -116,8 +119,11 @@ def _run(
 
 
 def _whole(plan: DirectPlan, lies: _Lies) -> Program | None:
-    """Return the program of all tasks, which is kept, unless there are too many."""
-    if not 0 < plan.tasks <= MOST_TASKS_KEPT:
+    """Return the program of all tasks, which is kept, unless there are too many.
+
+    What stands for arrays that machine code cannot use is each task's own, and of another size.
+    """
+    if None in lies or not 0 < plan.tasks <= MOST_TASKS_KEPT:
         return None
     return plan.program(lies, lambda lies: _program(plan, lies, range(plan.tasks)))
 
@@ -247,10 +253,6 @@ def _steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int,
     """Return how results lie, if vectors of them can be stored there."""
     steps = steps_of(y, dtype)
     return steps if steps is not None and steps[1 if last else -1] == 1 else None
-
-
-def _numbers_of(plan: DirectPlan, box: _Box) -> int:
-    return numbers_of_copy(plan, box.cells, *box.sizes)
 
 
 def _shape_of_room(plan: DirectPlan, box: _Box) -> tuple[int, ...]:
