@@ -41,7 +41,8 @@ TILE_BYTES = 2**22
 LEAST_SHARED = 10**7
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 5 * 10**6
-FEW_COPIES = 2  # of each cell: for more, tiles are made larger than the cache, if they may
+FEW_COPIES = 2  # of each cell: for more, tiles are made fewer, and larger than the cache
+FEWEST_SHARES = 2
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
 MOST_PARTS = 100  # of outputs that meet the same taps, none of which is padding
 MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks
@@ -205,21 +206,43 @@ def _shared_numbers(geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any]) ->
 def _tiles(
     geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any], available: int, *, last: bool
 ) -> Tiling:
-    """Return tiles whose copy of cells the cache holds, and as many as workers may share."""
+    """Return tiles whose copy of cells the cache holds, and as many as workers may share.
+
+    Fewer and larger ones, where they would see the same cells again and again.
+    """
+    most, found = max(available, 0) // 4, []
+    for room in (min(TILE_BYTES, most), most):
+        shares = shares_of(geometry)
+        while True:
+            tiling = _cut(geometry, kind, dtype, room, shares, last=last)
+            again = _copied_again(geometry, tiling, last=last)
+            if again <= FEW_COPIES:
+                return tiling
+            found.append((again, tiling))
+            if shares <= FEWEST_SHARES:
+                break
+            shares //= 2
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _cut(
+    geometry: ConvGeometry,
+    kind: Kind,
+    dtype: np.dtype[Any],
+    room: int,
+    shares: int,
+    *,
+    last: bool,
+) -> Tiling:
+    """Return at least so many tiles, which take no more than so much room if they can."""
     groups = 1 if kind is Kind.CHANNELS else geometry.groups  # which are all in one vector
     extent = (groups, geometry.N, *geometry.out)
-    shares, most = shares_of(geometry), max(available, 0) // 4
-    for room in (min(TILE_BYTES, most), most):
-        cells = max(-(-math.prod(extent) // shares), 1)
-        while True:
-            overlap = (0, *overlap_of(geometry))
-            tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
-            if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
-                break
-            cells = max(1, cells * 2 // 3)
-        if _copied_again(geometry, tiling, last=last) <= FEW_COPIES:
-            break
-    return tiling
+    cells = max(-(-math.prod(extent) // shares), 1)
+    while True:
+        tiling = cut_evenly(extent, cells, min(shares, EVEN), (0, *overlap_of(geometry)))
+        if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
+            return tiling
+        cells = max(1, cells * 2 // 3)
 
 
 def _copied_again(geometry: ConvGeometry, tiling: Tiling, *, last: bool) -> float:
