@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
+from im2col_conv.engine.direct.turns import Strip, Turns
 from im2col_conv.engine.machine import memory
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded, why_not_run
@@ -67,15 +68,32 @@ INSTRUCTIONS = [
         "c4 01 34 c6 8c 8d f8 ff ff ff 88 c4 43 fd 01 c9 d8",
     ),
     (False, "copy_vector", (Y9, Y15), "c4 41 7c 28 cf"),
+    (False, "lower_numbers", (Y9, Y5, Y15), "c4 41 54 14 cf"),
+    (False, "higher_numbers", (Y0, Y15, Y9), "c4 c1 04 15 c1"),
+    (False, "lower_pairs", (Y9, Y5, Y0), "c4 61 55 14 c8"),
+    (False, "higher_pairs", (Y5, Y9, Y15), "c4 c1 35 15 ef"),
+    (False, "lower_halves", (Y9, Y5, Y15), "c4 43 55 06 cf 20"),
+    (False, "higher_halves", (Y0, Y15, Y9), "c4 c3 05 06 c1 31"),
     (False, "multiply_add", (Y0, Y15, Y9), "c4 c2 05 b8 c1"),
     (True, "multiply_add", (Y9, Y5, FAR), "c4 02 d5 b8 8c 8d f8 ff ff ff"),
 ]
 
 
+KEYWORDS = {
+    "lower_numbers": ("interleave", {"high": False, "double": False}),
+    "higher_numbers": ("interleave", {"high": True, "double": False}),
+    "lower_pairs": ("interleave", {"high": False, "double": True}),
+    "higher_pairs": ("interleave", {"high": True, "double": True}),
+    "lower_halves": ("join_halves", {"high": False}),
+    "higher_halves": ("join_halves", {"high": True}),
+}
+
+
 @pytest.mark.parametrize(("double", "name", "operands", "expected"), INSTRUCTIONS)
 def test_instructions_are_written_as_other_assemblers_do(double, name, operands, expected):
     code = Assembler(double=double)
-    getattr(code, name)(*operands)
+    method, keywords = KEYWORDS.get(name, (name, {}))
+    getattr(code, method)(*operands, **keywords)
     assert code.finished().hex(" ") == expected
 
 
@@ -205,6 +223,45 @@ def test_copies_that_cannot_be_are_refused():
         Moves([Box(0, 0, (2, 4), (-1,), (4,))], Again(1, 0, 0), 1, 4)
     with pytest.raises(ValueError, match="nothing to copy"):
         Moves([Box(0, 0, (0,), (), ())], Again(1, 0, 0), 1, 4)
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_strips_are_turned_and_nothing_around_them(dtype, vectors):
+    itemsize = np.dtype(dtype).itemsize
+    lanes = lanes_of(np.dtype(dtype))
+    rows, columns, times = 2 * lanes + 3, vectors * lanes, 2
+    source_step, target_step = columns + 5, 2 * lanes + 1
+    strips = [Strip(2, 0, vectors), Strip(2 + lanes * source_step, lanes, vectors)]
+    again = Again(times, source_step, columns * target_step)
+    turns = Turns(strips, (source_step, target_step), again, itemsize)
+    source = filled(2 + (2 * lanes - 1) * source_step + columns + source_step, dtype)
+    target = filled(2 * columns * target_step - 1, dtype)
+    given = np.zeros(rows * source_step, dtype)
+    given[: source.size] = source
+    given = given.reshape(rows, source_step)
+    expected = np.append(target, 0).reshape(times, columns, target_step)
+    for time in range(times):
+        expected[time, :, :-1] = given[time : time + 2 * lanes, 2 : 2 + columns].T
+    turn = Program([[turns.of(Place(0), Place(1))]])
+    turn.run([[source, target]])
+    np.testing.assert_array_equal(target, expected.ravel()[:-1])
+    with pytest.raises(ValueError, match=f"need {source.size} numbers"):
+        turn.run([[source[:-1], target]])
+    with pytest.raises(ValueError, match=f"need {target.size} numbers"):
+        turn.run([[source, target[:-1]]])
+
+
+@runs_here
+def test_strips_that_cannot_be_are_refused():
+    once = Again(1, 0, 0)
+    for strips in ([], [Strip(0, 0, 0)]):
+        with pytest.raises(ValueError, match="nothing to turn"):
+            Turns(strips, (8, 8), once, 4)
+    for strip, steps in ((Strip(-1, 0, 1), (8, 8)), (Strip(0, 0, 1), (8, -8))):
+        with pytest.raises(ValueError, match="before its array"):
+            Turns([strip], steps, once, 4)
 
 
 # --- sums -----------------------------------------------------------------------------------------

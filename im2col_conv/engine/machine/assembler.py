@@ -226,6 +226,21 @@ class Assembler:
         self._vector(0x01, _66, _0F3A, target, Vector(0), target, wide=True)
         self._code.append(inner_parts_exchanged)
 
+    def interleave(
+        self, target: Vector, left: Vector, right: Vector, *, high: bool, double: bool
+    ) -> None:
+        """Set ``target`` to numbers of both in turn: the lower or the higher two of each half.
+
+        Of 64 bits, where ``double``, one of each half; else of 32.
+        """
+        prefix = _66 if double else _NO_PREFIX
+        self._vector(0x15 if high else 0x14, prefix, _0F, target, left, right)
+
+    def join_halves(self, target: Vector, left: Vector, right: Vector, *, high: bool) -> None:
+        """Set ``target`` to the lower halves of both, or the higher ones."""
+        self._vector(0x06, _66, _0F3A, target, left, right)
+        self._code.append(0x31 if high else 0x20)
+
     def copy_vector(self, target: Vector, source: Vector) -> None:
         """Set ``target`` to ``source``."""
         self._vector(0x28, _NO_PREFIX, _0F, target, Vector(0), source)

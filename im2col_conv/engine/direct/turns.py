@@ -1,0 +1,180 @@
+"""Matrices turned by machine code: as many rows at a time as a vector has numbers.
+
+Rows that lie far apart are read a vector at a time, not a number at a time as lines of ``moves``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from im2col_conv.engine.direct.kernel import VECTOR
+from im2col_conv.engine.direct.moves import Again
+from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
+from im2col_conv.engine.machine.memory import loaded
+from im2col_conv.engine.machine.program import Need, Place, Step
+
+__all__ = ["Strip", "Turns"]
+
+
+class Strip(NamedTuple):
+    """As many rows as a vector has numbers: where they begin, and how many vectors are in each."""
+
+    source: int
+    target: int
+    vectors: int
+
+
+class Turns:
+    """Strips of rows, which become columns: target[j, i] = source[i, j].
+
+    Offsets and steps are counted in numbers.
+
+    Parameters
+    ----------
+    strips : sequence of Strip
+    steps : (int, int)
+        From row to row of the source, and of the target.
+    again : Again
+    itemsize : int
+
+    Examples
+    --------
+    >>> from im2col_conv.engine.machine.program import Program
+    >>> turns = Turns([Strip(0, 0, 1)], (5, 4), Again(1, 0, 0), 8)
+    >>> source, target = np.arange(20.0), np.zeros(16)
+    >>> Program([[turns.of(Place(0), Place(1))]]).run([[source, target]])
+    >>> target[:8]
+    array([ 0.,  5., 10., 15.,  1.,  6., 11., 16.])
+    """
+
+    def __init__(
+        self, strips: Sequence[Strip], steps: tuple[int, int], again: Again, itemsize: int
+    ) -> None:
+        table = np.array(strips, np.int64).reshape(-1, len(Strip._fields))
+        lanes, (source_step, target_step) = VECTOR // itemsize, steps
+        if again.times < 1 or table.size == 0 or table[:, 2].min() < 1:
+            raise ValueError("there is nothing to turn")
+        if min(*steps, *again, table.min()) < 0:
+            raise ValueError("a strip begins before its array")
+        source, target, vectors = table.T
+        last = again.times - 1
+        ends = (
+            source + (lanes - 1) * source_step + vectors * lanes + last * again.source,
+            target + (vectors * lanes - 1) * target_step + lanes + last * again.target,
+        )
+        self._needs = tuple(
+            Need(int(end.max()), itemsize, None, written)
+            for end, written in zip(ends, (False, True), strict=True)
+        )
+        self._table = table * np.array([itemsize, itemsize, 1])
+        begin, end = self._table.ctypes.data, self._table.ctypes.data + self._table.nbytes
+        apart = again.source * itemsize, again.target * itemsize
+        told = source_step * itemsize, target_step * itemsize
+        self._told = (*told, begin, end, again.times, *apart)
+        self._routine = _turner(itemsize)
+
+    def of(self, source: Place, target: Place) -> Step:
+        """Return the step that turns what begins at one place, to another."""
+        return Step(self._routine, (source, target), self._needs, self._told, self)
+
+
+_FIELDS = (
+    *("source", "target", "source_step", "target_step", "strips", "strips_end"),
+    *("times", "source_apart", "target_apart"),
+)
+_RAX, _RCX, _RDX, _RBX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 3, 6, 7))
+_R8, _R9, _R10, _R11 = (Register(n) for n in range(8, 12))
+
+
+@cache
+def _turner(itemsize: int) -> int:
+    """Return where the routine begins, which is written when it is first asked for."""
+    code, lanes = Assembler(double=itemsize == 8), VECTOR // itemsize
+    code.push(_RBX)
+    code.load(_R8, _field(_RDI, _FIELDS, "source_step"))
+    code.load(_R11, _field(_RDI, _FIELDS, "target_step"))
+    code.load_address(_R9, Address(_R8, _R8, 2))
+    code.load_address(_RCX, Address(_R11, _R11, 2))
+    code.label("again")
+    code.load(_RBX, _field(_RDI, _FIELDS, "strips"))
+    code.label("strip")
+    code.compare(_RBX, _field(_RDI, _FIELDS, "strips_end"))
+    code.jump_if_zero("next")
+    for register, name in ((_RSI, "source"), (_RDX, "target")):
+        code.load(register, _field(_RBX, Strip._fields, name))
+        code.add(register, _field(_RDI, _FIELDS, name))
+    code.load(_RAX, _field(_RBX, Strip._fields, "vectors"))
+    code.add_number(_RBX, len(Strip._fields) * 8)
+    code.label("vector")
+    for row, place in enumerate(_rows(code, _RSI, _R8, _R9, _R10)[:lanes]):
+        code.load_vector(Vector(row), place)
+    turned = _turn(code, [Vector(row) for row in range(lanes)])
+    for vector, place in zip(turned, _rows(code, _RDX, _R11, _RCX, _R10), strict=False):
+        code.store_vector(place, vector)
+    code.add_number(_RSI, VECTOR)
+    code.load_address(_RDX, Address(_RDX, _R11, lanes))
+    code.add_number(_RAX, -1)
+    code.jump_if_not_zero("vector")
+    code.jump("strip")
+    code.label("next")
+    for name in ("source", "target"):
+        code.load(_RAX, _field(_RDI, _FIELDS, f"{name}_apart"))
+        code.add(_RAX, _field(_RDI, _FIELDS, name))
+        code.store(_field(_RDI, _FIELDS, name), _RAX)
+    code.load(_RAX, _field(_RDI, _FIELDS, "times"))
+    code.add_number(_RAX, -1)
+    code.store(_field(_RDI, _FIELDS, "times"), _RAX)
+    code.compare_with_zero(_RAX)
+    code.jump_if_not_zero("again")
+    code.pop(_RBX)
+    code.clear_upper_halves()
+    code.back()
+    return loaded(code.finished())
+
+
+def _rows(
+    code: Assembler, begin: Register, step: Register, three_steps: Register, fourth: Register
+) -> list[Address]:
+    """Return where eight rows begin; ``fourth`` is set to where the fourth does."""
+    code.load_address(fourth, Address(begin, three_steps))
+    return [
+        Address(begin),
+        Address(begin, step),
+        Address(begin, step, 2),
+        Address(fourth),
+        Address(begin, step, 4),
+        Address(fourth, step, 2),
+        Address(begin, three_steps, 2),
+        Address(fourth, step, 4),
+    ]
+
+
+def _turn(code: Assembler, rows: list[Vector]) -> list[Vector]:
+    """Turn a square of vectors: numbers in pairs, pairs in halves, halves; return its rows."""
+    lanes = len(rows)
+    spare = [Vector(lanes + n) for n in range(lanes)]
+    for double in (True,) if lanes == 4 else (False, True):
+        apart = lanes // 4 if double else 1  # rows that are interleaved
+        for n in range(lanes):
+            pair, high = _pair(n, apart)
+            code.interleave(spare[n], rows[pair], rows[pair + apart], high=high, double=double)
+        rows, spare = spare, rows
+    for n in range(lanes):
+        half = lanes // 2
+        code.join_halves(spare[n], rows[n % half], rows[n % half + half], high=n >= half)
+    return spare
+
+
+def _pair(n: int, apart: int) -> tuple[int, bool]:
+    """Return which row the ``n``-th result begins with, and whether it has the higher numbers."""
+    if apart == 1:
+        return n // 2 * 2, n % 2 == 1
+    return n // 4 * 4 + n % 4 // 2, n % 2 == 1
+
+
+def _field(base: Register, fields: tuple[str, ...], name: str) -> Address:
+    return Address(base, displacement=fields.index(name) * 8)
