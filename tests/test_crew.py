@@ -16,7 +16,7 @@ from im2col_conv.engine.machine import crew
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, why_not_run
 from im2col_conv.engine.machine.program import Need, Place, Program, Step
-from im2col_conv.engine.processors import MOST_HELPERS
+from im2col_conv.engine.processors import MOST_HELPERS, Team
 
 from .guarded import guarded
 
@@ -165,12 +165,11 @@ def test_many_callers_at_once_get_their_own_results():
     assert not wrong
     helpers = [each for each in threading.enumerate() if isinstance(each, crew._Helper)]
     assert 1 <= len(helpers) <= MOST_HELPERS
-    assert len(crew._idle) == len(set(crew._idle)) == len(helpers)
+    assert len(crew._team.idle) == len(set(crew._team.idle)) == len(helpers)
 
 
 def test_without_helpers_the_caller_does_it_all(monkeypatch):
-    monkeypatch.setattr(crew, "_idle", [])
-    monkeypatch.setattr(crew, "_started", 0)
+    monkeypatch.setattr(crew, "_team", Team(crew._Helper))
 
     def refuse(thread):
         raise RuntimeError("can't start new thread")
@@ -179,7 +178,7 @@ def test_without_helpers_the_caller_does_it_all(monkeypatch):
     places = np.zeros(9 * SLOTS, np.int64)
     counters(9).run([[places]] * 3)
     assert places[::SLOTS].tolist() == [1] * 9
-    monkeypatch.setattr(crew, "_started", MOST_HELPERS)
+    monkeypatch.setattr(crew._team, "started", MOST_HELPERS)
     counters(9).run([[places]] * 3)
     monkeypatch.setattr(crew, "shares_here", lambda: False)
     counters(9).run([[places]] * 3)
@@ -194,9 +193,9 @@ def test_a_forked_child_has_helpers_of_its_own():
     if child == 0:
         code = 1
         try:
-            assert not crew._idle
+            assert not crew._team.idle
             program.run([[places]] * 2)
-            code = 0 if places[::SLOTS].tolist() == [2] * 9 and len(crew._idle) == 1 else 2
+            code = 0 if places[::SLOTS].tolist() == [2] * 9 and len(crew._team.idle) == 1 else 2
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import im2col_conv as ic
 from im2col_conv.engine import choice
-from im2col_conv.engine.direct import forward as direct_forward
 from im2col_conv.engine.direct import plan as direct_plan
+from im2col_conv.engine.direct import tasks as direct_tasks
 from im2col_conv.engine.direct import weight_grad as direct_weight_grad
 from im2col_conv.engine.direct.cells import Cells, cells_of, parts_of
 from im2col_conv.engine.direct.kernel import Kind
@@ -268,7 +268,7 @@ def test_outputs_in_parts_are_as_many_as_taps_that_padding_leaves_out():
 
 
 def test_more_parts_than_pay_and_windows_all_padding_are_copied(monkeypatch):
-    monkeypatch.setattr(direct_forward, "MOST_PARTS", 8)
+    monkeypatch.setattr(direct_tasks, "MOST_PARTS", 8)
     for keywords in ({"padding": 1}, {"padding": 4}):
         shapes = (2, 20, 9, 13), (20, 1, 3, 3)
         arrays = arrays_of(*shapes, {**keywords, "groups": 20}, LAST)

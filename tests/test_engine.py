@@ -939,7 +939,7 @@ def test_helpers_are_used_again_and_are_no_more_than_so_many():
         for _ in range(50):
             engine_workers.run_tasks(lambda *_: None, 1000, workers)
     helpers = [each for each in threading.enumerate() if each.name == "im2col_conv"]
-    assert 1 <= len(helpers) <= pool.MOST_HELPERS
+    assert 1 <= len(helpers) <= processors.MOST_HELPERS
 
 
 def test_tasks_that_call_others_do_not_wait_for_helpers_in_use():
@@ -956,8 +956,7 @@ def test_tasks_that_call_others_do_not_wait_for_helpers_in_use():
 
 
 def test_a_call_does_without_helpers_that_are_not_to_be_had(monkeypatch):
-    monkeypatch.setattr(pool, "_idle", [])
-    monkeypatch.setattr(pool, "_started", 0)
+    monkeypatch.setattr(pool, "_team", processors.Team(pool._Helper))
 
     def refuse(thread):
         raise RuntimeError("can't start new thread")
@@ -973,20 +972,20 @@ def test_a_call_does_not_wait_for_a_helper_that_has_yet_to_wake():
     done = []
     late = pool.Help(lambda: done.append("late"), asleep)
     assert late.end() is None
-    assert pool._idle.pop() is asleep
+    assert pool._team.idle.pop() is asleep
     on_time = pool.Help(lambda: done.append("on time"), asleep)
     asleep.given.get().begin()
     asleep.given.get().begin()
     assert on_time.end() is None
     assert done == ["on time"]
-    assert pool._idle.pop() is asleep
+    assert pool._team.idle.pop() is asleep
 
 
 def test_the_helpers_of_a_call_are_there_for_the_next():
-    all_of_them = threading.Barrier(pool.MOST_HELPERS + 1, timeout=20)
+    all_of_them = threading.Barrier(processors.MOST_HELPERS + 1, timeout=20)
     for _ in range(20):
-        engine_workers.run_tasks(lambda *_: None, 1000, pool.MOST_HELPERS + 1)
-        engine_workers.run_tasks(lambda *_: all_of_them.wait(), pool.MOST_HELPERS + 1, 1000)
+        engine_workers.run_tasks(lambda *_: None, 1000, processors.MOST_HELPERS + 1)
+        engine_workers.run_tasks(lambda *_: all_of_them.wait(), processors.MOST_HELPERS + 1, 1000)
 
 
 needs_affinity = pytest.mark.skipif(

@@ -7,19 +7,14 @@ So no call waits for a helper that another one has.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Set
 from contextvars import copy_context
 from queue import SimpleQueue
 
-from im2col_conv.engine.processors import MOST_HELPERS, HelperThread
+from im2col_conv.engine.processors import HelperThread, Team
 
 __all__ = ["Help", "ask"]
-
-_idle: list[_Helper] = []
-_started = 0
-_starting = threading.Lock()
 
 
 class Help:
@@ -48,7 +43,7 @@ class Help:
             self._context.run(work)
         except BaseException as error:  # which is the asker's to raise
             self._error = error
-        _idle.append(self._helper)
+        _team.idle.append(self._helper)
         self._over.release()
 
     def end(self) -> BaseException | None:
@@ -58,21 +53,8 @@ class Help:
         except IndexError:
             self._over.acquire()
         else:
-            _idle.append(self._helper)
+            _team.idle.append(self._helper)
         return self._error
-
-
-def ask(work: Callable[[], None], processors: Set[int]) -> Help | None:
-    """Have ``work`` done by a helper, if one is to be had, on one of the ``processors``."""
-    try:
-        helper = _idle.pop()
-    except IndexError:
-        new = _new_helper()
-        if new is None:
-            return None
-        helper = new
-    helper.go_to(processors)
-    return Help(work, helper)
 
 
 class _Helper(HelperThread):
@@ -87,26 +69,10 @@ class _Helper(HelperThread):
             self.given.get().begin()
 
 
-def _new_helper() -> _Helper | None:
-    global _started
-    with _starting:
-        if _started == MOST_HELPERS:
-            return None
-        helper = _Helper()
-        try:
-            helper.start()
-        except RuntimeError:  # no thread is to be had, or the interpreter is about to exit
-            return None
-        _started += 1
-        return helper
+_team = Team(_Helper)
 
 
-def _start_anew() -> None:
-    """Forget, in a forked child, the parent's threads, which do not exist there."""
-    global _started, _starting
-    _idle.clear()
-    _started, _starting = 0, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+def ask(work: Callable[[], None], processors: Set[int]) -> Help | None:
+    """Have ``work`` done by a helper, if one is to be had, on one of the ``processors``."""
+    helper = _team.take(processors)
+    return None if helper is None else Help(work, helper)

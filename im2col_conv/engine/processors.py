@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import cache
+from typing import Generic, TypeVar
 
-__all__ = ["MOST_HELPERS", "HelperThread", "others", "parted"]
+__all__ = ["MOST_HELPERS", "HelperThread", "Team", "others", "parted"]
 
 MOST_HELPERS = max(os.cpu_count() or 1, 4)
 
@@ -34,6 +35,54 @@ class HelperThread(threading.Thread):
             with suppress(OSError):
                 os.sched_setaffinity(self.native_id, processors)
                 self._processors = processors
+
+
+H = TypeVar("H", bound=HelperThread)
+
+
+class Team(Generic[H]):
+    """Helpers of one kind: those that are idle, and how many there are.
+
+    Parameters
+    ----------
+    new : callable
+        Makes a helper, which has yet to start.
+    """
+
+    def __init__(self, new: Callable[[], H]) -> None:
+        self.idle: list[H] = []
+        self.started = 0
+        self._new = new
+        self._starting = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._start_anew)
+
+    def take(self, processors: Set[int]) -> H | None:
+        """Return a helper that nobody else has, on one of the ``processors``; None for none."""
+        try:
+            helper: H | None = self.idle.pop()
+        except IndexError:
+            helper = self._one_more()
+        if helper is not None:
+            helper.go_to(processors)
+        return helper
+
+    def _one_more(self) -> H | None:
+        with self._starting:
+            if self.started == MOST_HELPERS:
+                return None
+            helper = self._new()
+            try:
+                helper.start()
+            except RuntimeError:  # no thread is to be had, or the interpreter is about to exit
+                return None
+            self.started += 1
+            return helper
+
+    def _start_anew(self) -> None:
+        """Forget, in a forked child, the parent's threads, which do not exist there."""
+        self.idle.clear()
+        self.started, self._starting = 0, threading.Lock()
 
 
 def others() -> Set[int]:

@@ -30,10 +30,8 @@ A thread sleeps at an address of memory until another wakes it there: what Linux
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
-import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -42,7 +40,7 @@ import numpy as np
 from im2col_conv.arrays import aligned
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, never_freed
-from im2col_conv.engine.processors import MOST_HELPERS, HelperThread, others
+from im2col_conv.engine.processors import HelperThread, Team, others
 
 __all__ = [
     "ARRAYS",
@@ -61,10 +59,6 @@ PLACES = 4  # of which so many may be in an array
 IDLE, TIRED, ASLEEP, ASKED, WORKING, AWAITED = range(6)
 LOOKS = 5000  # before a thread goes to sleep: some 250 microseconds
 
-_FIELDS = ("drawn", "tasks", "own", "ranges")
-_BEGINS = 8 * len(_FIELDS)
-_TOLD = _BEGINS + 8 * ARRAYS
-_BLOCK = ctypes.c_int64 * (len(_FIELDS) + ARRAYS + MOST_NUMBERS)
 _STEP = ("routine", "told", "numbers", *(f"array{n}" for n in range(PLACES)))
 _BOX = ("state", "block")
 _SHARED = ("own", "first", "end")
@@ -76,22 +70,51 @@ _RAX, _RCX, _RDX, _RBX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 3, 6, 7))
 _R10, _R11, _R12, _R13 = (Register(n) for n in (10, 11, 12, 13))
 
 
-def Block(*numbers: int) -> ctypes.Array[ctypes.c_int64]:  # noqa: N802
-    """Return the block of a worker: its fields, and where arrays begin, from that which is none."""
-    return _BLOCK(*numbers)
+class Block(NamedTuple):
+    """What a worker is told: where tasks are drawn from, and where his arrays begin.
+
+    Attributes
+    ----------
+    drawn : int
+        The address of a number that counts the tasks that anybody drew.
+    tasks : int
+        How many there are.
+    own : int
+        The address of a number that counts those that were drawn from this end of the row.
+    ranges : int
+        The address of a table of where the steps of each task begin and end, from this end on.
+    begins : tuple of int
+    """
+
+    drawn: int
+    tasks: int
+    own: int
+    ranges: int
+    begins: tuple[int, ...]
+
+    def in_memory(self) -> ctypes.Array[ctypes.c_int64]:
+        """Return it as machine code reads it, with room for what routines are told."""
+        *fields, begins = self
+        return _BLOCK(*fields, 0, *begins)
 
 
-def share(blocks: Sequence[ctypes.Array[ctypes.c_int64]]) -> None:
-    """Have tasks done by the caller, who has the first block, and a helper for each other one.
+_FIELDS = Block._fields[:-1]
+_BEGINS = 8 * len(_FIELDS)
+_TOLD = _BEGINS + 8 * ARRAYS
+_BLOCK = ctypes.c_int64 * (len(_FIELDS) + ARRAYS + MOST_NUMBERS)
+
+
+def share(workers: Sequence[Block]) -> None:
+    """Have tasks done by the caller, who is the first worker, and a helper for each other one.
 
     It returns when all are done. Where no helper is to be had, there are fewer.
     """
-    routines = _routines()
+    routines, blocks = _routines(), [worker.in_memory() for worker in workers]
     own = ctypes.addressof(blocks[0])
     if len(blocks) == 1 or not shares_here():
         routines.work(own)
         return
-    helpers = _taken(len(blocks) - 1, others())
+    helpers = _taken(len(blocks) - 1)
     try:
         pairs = zip(helpers, blocks[1:], strict=False)
         rows = [n for helper, block in pairs for n in (helper.box, ctypes.addressof(block))]
@@ -100,12 +123,12 @@ def share(blocks: Sequence[ctypes.Array[ctypes.c_int64]]) -> None:
         shared = (ctypes.c_int64 * len(_SHARED))(own, first, first + 8 * len(rows))
         routines.share(ctypes.addressof(shared))
     finally:
-        _idle.extend(helpers)
+        _team.idle.extend(helpers)
 
 
 def make_room() -> None:
     """Have helpers sleep who look for more work: other threads need their processors."""
-    for helper in tuple(_idle):
+    for helper in tuple(_team.idle):
         _routines().tire(helper.box)
 
 
@@ -115,10 +138,6 @@ def shares_here() -> bool:
 
 
 # Helpers
-
-_idle: list[_Helper] = []
-_started = 0
-_starting = threading.Lock()
 
 
 class _Helper(HelperThread):
@@ -135,45 +154,19 @@ class _Helper(HelperThread):
         _routines().wait(self.box)
 
 
-def _taken(number: int, processors: Set[int]) -> list[_Helper]:
-    """Return up to so many helpers that nobody else has, on some of the ``processors``."""
+_team = Team(_Helper)
+
+
+def _taken(number: int) -> list[_Helper]:
+    """Return up to so many helpers that nobody else has."""
+    processors = others()
     helpers: list[_Helper] = []
     while len(helpers) < number:
-        try:
-            helper = _idle.pop()
-        except IndexError:
-            new = _new_helper()
-            if new is None:
-                break
-            helper = new
-        helper.go_to(processors)
+        helper = _team.take(processors)
+        if helper is None:
+            break
         helpers.append(helper)
     return helpers
-
-
-def _new_helper() -> _Helper | None:
-    global _started
-    with _starting:
-        if _started == MOST_HELPERS:
-            return None
-        helper = _Helper()
-        try:
-            helper.start()
-        except RuntimeError:  # no thread is to be had, or the interpreter is about to exit
-            return None
-        _started += 1
-        return helper
-
-
-def _start_anew() -> None:
-    """Forget, in a forked child, the parent's threads, which do not exist there."""
-    global _started, _starting
-    _idle.clear()
-    _started, _starting = 0, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
 
 
 # Their machine code

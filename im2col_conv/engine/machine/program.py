@@ -105,14 +105,14 @@ class Program:
         counters = (ctypes.c_int64 * (_BACK + 1))()
         drawn = ctypes.addressof(counters)
         forth = self._forth_begins + first * self._forth.strides[0]
-        blocks = []
+        workers = []
         for worker, own in enumerate(arrays):
             begins = self._begins(own)
             # Every other one draws tasks from the end, so that neighbours are one worker's.
             forwards = worker % 2 == 0
             counter, table = (_FRONT, forth) if forwards else (_BACK, self._back_begins)
-            blocks.append(Block(drawn, tasks, drawn + 8 * counter, table, 0, *begins))
-        share(blocks)
+            workers.append(Block(drawn, tasks, drawn + 8 * counter, table, tuple(begins)))
+        share(workers)
 
     def _begins(self, arrays: Sequence[Array | None]) -> list[int]:
         """Return where arrays begin; complain if one does not hold what steps need of it."""

@@ -1,0 +1,124 @@
+"""dout with filters side by side, so that vectors are read where all outputs of dw are summed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from im2col_conv.engine.direct.moves import Again, Box, Moves
+from im2col_conv.engine.direct.plan import KeepingPlan
+from im2col_conv.engine.direct.sums import lanes_of
+from im2col_conv.engine.direct.tile import blocks_of, vectors_of
+from im2col_conv.engine.direct.turns import Strip, Turns
+
+__all__ = ["Filters", "filters_of"]
+
+
+class Filters(NamedTuple):
+    """Filters side by side: how dout lies, as it was given or turned.
+
+    ``first`` and ``at`` are those of each vector: its first filter, and where it is.
+    """
+
+    turning: tuple[Turns | Moves, ...]
+    group: int  # numbers from group to group
+    image: int
+    axes: tuple[int, ...]
+    first: tuple[int, ...]
+    at: tuple[int, ...]
+
+
+def filters_of(plan: KeepingPlan, outs: tuple[int, ...], n: int, given: tuple[int, ...]) -> Filters:
+    """Return dout as it is, where no more than a block of filters lie side by side, or turned."""
+    lanes, F = lanes_of(plan.dtype), plan.geometry.F // plan.geometry.groups
+    image, channel, *axes = given
+    blocks, width = blocks_of(F, plan.dtype)
+    if channel == 1 and lanes <= F <= width and plan.geometry.groups == 1:
+        first, _ = vectors_of(F, plan.dtype)
+        vectors = tuple(int(f) for f in first)
+        return Filters((), F, image, tuple(axes), vectors, vectors)
+    positions = math.prod(outs)
+    apart = tuple(width * math.prod(outs[axis + 1 :]) for axis in range(len(outs)))
+    first = np.arange(0, F, lanes)
+    block, lane = np.divmod(first, width)
+    return Filters(
+        plan.table((outs, n, given), lambda _: _turning(plan, outs, n, given)),
+        blocks * n * positions * width,
+        positions * width,
+        apart,
+        tuple(int(f) for f in first),
+        tuple(int(at) for at in block * n * positions * width + lane),
+    )
+
+
+def _turning(
+    plan: KeepingPlan, outs: tuple[int, ...], n: int, given: tuple[int, ...]
+) -> tuple[Turns | Moves, ...]:
+    """Return what turns dout[n, f, *outs] to (g, blocks of F, n, *outs, width).
+
+    Where lines of outputs lie side by side, whole vectors of as many filters at a time.
+    """
+    G, F = plan.geometry.groups, plan.geometry.F // plan.geometry.groups
+    image, channel, *axes = given
+    (blocks, width), lanes = blocks_of(F, plan.dtype), lanes_of(plan.dtype)
+    (*outer, line), apart = _joined(outs, axes)
+    positions = math.prod(outs)
+    into = tuple(width * math.prod((*outer, line)[axis + 1 :]) for axis in range(len(outer) + 1))
+    strips: list[Strip] = []
+    boxes: list[Box] = []
+    for group, first in product(range(G), range(0, F, lanes)):
+        block, lane = divmod(first, width)
+        filters = min(lanes, F - first)
+        source = (group * F + first) * channel
+        target = (group * blocks + block) * n * positions * width + lane
+        vectors = line // lanes if filters == lanes and apart[-1] == 1 else 0
+        if vectors:
+            strips += _strips(source, target, tuple(outer), vectors, apart, into)
+        done = vectors * lanes
+        begin = source + done * apart[-1], target + done * width
+        boxes.append(Box(*begin, (*outer, line - done, filters), apart, into))
+    again = Again(n, image, positions * width)
+    found: list[Turns | Moves] = []
+    if strips:
+        found.append(Turns(strips, (channel, width), again, plan.dtype.itemsize))
+    boxes = [box for box in boxes if 0 not in box.shape]
+    if boxes:
+        found.append(Moves(boxes, again, channel, plan.dtype.itemsize))
+    return tuple(found)
+
+
+def _joined(outs: tuple[int, ...], axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return fewer and longer axes, where outputs follow one another, and their steps.
+
+    Examples
+    --------
+    >>> _joined((3, 4, 5), (40, 5, 1)), _joined((3, 4), (8, 2))
+    (((3, 20), (40, 1)), ((12,), (2,)))
+    """
+    sizes, steps = list(outs[-1:]), list(axes[-1:])
+    for size, step in zip(outs[-2::-1], axes[-2::-1], strict=True):
+        if step == sizes[0] * steps[0]:
+            sizes[0] *= size
+        else:
+            sizes.insert(0, size)
+            steps.insert(0, step)
+    return tuple(sizes), tuple(steps)
+
+
+def _strips(
+    source: int,
+    target: int,
+    outer: tuple[int, ...],
+    vectors: int,
+    apart: tuple[int, ...],
+    into: tuple[int, ...],
+) -> Iterator[Strip]:
+    """Yield a strip for each line."""
+    for place in np.ndindex(outer):
+        far, there = (sum(map(operator.mul, place, steps)) for steps in (apart, into))
+        yield Strip(source + far, target + there, vectors)
