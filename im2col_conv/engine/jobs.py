@@ -44,8 +44,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, workspace: int) -> None:
     At once, a worker who finds nothing more to do in one pass goes on with the next.
     """
     apart = [workers_for(job.plan, workers, workspace) for job in jobs]
-    if len(jobs) == 1:
-        _run(jobs, apart, apart[0])
+    if len(jobs) < 2:
+        _run(jobs, apart, max(apart, default=1))
         return
     together = workers_for_all([job.plan for job in jobs], workers, workspace)
     if together >= max(apart):
