@@ -1,5 +1,6 @@
 """Programs of machine code and the threads that run them: each task once, whoever runs it."""
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -133,6 +134,18 @@ def test_tasks_run_at_the_same_time_whether_helpers_slept_or_not():
         said = np.zeros(4 * SLOTS, np.int64)
         program.run([[said]] * 2)
         assert said[::SLOTS].tolist() == [1, 1, 1, 1]
+
+
+@shares
+def test_helpers_sleep_when_others_need_their_processors():
+    program = counters(4)
+    for _ in range(5):
+        program.run([[np.zeros(4 * SLOTS, np.int64)]] * 2)
+        crew.make_room()
+        time.sleep(0.05)
+        states = [ctypes.c_int64.from_address(helper.box).value for helper in crew._team.idle]
+        assert states == [crew.ASLEEP] * len(states)
+        assert states
 
 
 @shares
