@@ -8,6 +8,7 @@ stride apart lie side by side, phase after phase: then neighbouring outputs see 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -20,7 +21,7 @@ from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Cells", "Part", "Steps", "cells_of", "parts_of", "steps_of"]
+__all__ = ["Cells", "Part", "Steps", "cells_of", "is_near", "parts_of", "steps_of"]
 
 
 class Steps(NamedTuple):
@@ -94,9 +95,7 @@ class Cells:
         line = given[1] if self.last else given[-1]
         if self.phases > 1 or self.padded or line != 1:
             return None
-        sizes = channels, *self.inside
-        far = sum((size - 1) * step for size, step in zip(sizes, given[1:], strict=True))
-        if far * itemsize > FARTHEST:
+        if not is_near((channels, *self.inside), given[1:], itemsize):
             return None
         return Steps(given[0], given[1], given[2:], 0)
 
@@ -248,6 +247,12 @@ def cells_of(
         phased,
     )
     return cells, tuple(inside)
+
+
+def is_near(sizes: Sequence[int], steps: Sequence[int], itemsize: int) -> bool:
+    """Say whether a table can tell how far any number of a box is from its first."""
+    far = sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    return far * itemsize <= FARTHEST
 
 
 def steps_of(array: Array, dtype: np.dtype[Any]) -> tuple[int, ...] | None:

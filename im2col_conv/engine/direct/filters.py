@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from im2col_conv.engine.direct.cells import is_near
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
 from im2col_conv.engine.direct.sums import lanes_of
@@ -38,7 +39,8 @@ def filters_of(plan: KeepingPlan, outs: tuple[int, ...], n: int, given: tuple[in
     lanes, F = lanes_of(plan.dtype), plan.geometry.F // plan.geometry.groups
     image, channel, *axes = given
     blocks, width = blocks_of(F, plan.dtype)
-    if channel == 1 and lanes <= F <= width and plan.geometry.groups == 1:
+    near = is_near((n, *outs), (image, *axes), plan.dtype.itemsize)
+    if channel == 1 and lanes <= F <= width and plan.geometry.groups == 1 and near:
         first, _ = vectors_of(F, plan.dtype)
         vectors = tuple(int(f) for f in first)
         return Filters((), F, image, tuple(axes), vectors, vectors)
