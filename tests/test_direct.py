@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import im2col_conv as ic
 from im2col_conv.engine import choice
+from im2col_conv.engine.direct import cells as direct_cells
 from im2col_conv.engine.direct import plan as direct_plan
 from im2col_conv.engine.direct import tasks as direct_tasks
 from im2col_conv.engine.direct import weight_grad as direct_weight_grad
@@ -420,6 +421,32 @@ def test_dw_is_left_to_others_where_it_would_take_too_many_sums_or_other_types()
     for types in ((half, half, half), (SINGLE, double, double), (double, SINGLE, double)):
         plan = choice.weight_grad_plan("direct", geometry, FIRST, *types, 2**26)
         assert plan.algorithm != "direct"
+
+
+@shares
+@pytest.mark.parametrize("filters", [9, 30])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dw_of_images_further_apart_than_a_table_tells(filters, layout, monkeypatch):
+    sizes, array = {}, Scratch.array
+
+    def noted(self, name, shape, dtype):
+        sizes[name] = math.prod(shape)
+        return array(self, name, shape, dtype)
+
+    monkeypatch.setattr(Scratch, "array", noted)
+    shapes = (5, 6, 9, 14), (filters, 6, 1, 1)
+    x, w, _, dout = arrays_of(*shapes, {}, layout)
+    expected = gradients(dout, x, w, "im2col", layout=layout)
+    turned = filters > 16 or layout == FIRST
+    for farthest, copies in ((FARTHEST, False), (3000, True)):
+        monkeypatch.setattr(direct_cells, "FARTHEST", farthest)
+        plan_of_dw(*shapes, layout).programs.clear()
+        found = gradients(dout, x, w, "direct", layout=layout)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert (sizes["cells of x, for dw"] > 0) is copies
+        assert (sizes["dout.T"] > 0) is (copies or turned)
+    plan_of_dw(*shapes, layout).programs.clear()
 
 
 @shares

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from im2col_conv.arrays import Array
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["cells_seen", "most_cells", "most_outputs", "outputs_touching"]
+__all__ = ["cells_seen", "most_cells", "most_outputs", "outputs_touching", "places_of"]
 
 
 def cells_seen(geometry: ConvGeometry, box: Slices) -> Slices:
@@ -51,3 +56,17 @@ def most_outputs(geometry: ConvGeometry, cells: tuple[int, ...]) -> tuple[int, .
             cells, geometry.stride, geometry.reach, geometry.out, strict=True
         )
     )
+
+
+def places_of(sizes: Sequence[int], steps: Sequence[int]) -> Array:
+    """Return where the cells of a box lie, in C order, whose axes have so many, so far apart.
+
+    Examples
+    --------
+    >>> places_of((2, 3), (10, 2))
+    array([ 0,  2,  4, 10, 12, 14])
+    """
+    places = np.zeros(1, np.int64)
+    for size, step in zip(sizes, steps, strict=True):
+        places = np.add.outer(places, np.arange(size) * step).ravel()
+    return places

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from im2col_conv.engine.plan import Plan, workers_for, workers_for_all
 from im2col_conv.engine.workers import Scratch, Task, drop_scratch, lend_scratch, run_tasks
 
-__all__ = ["AtOnce", "Job", "Work", "in_a_row", "run_jobs"]
+__all__ = ["AtOnce", "Job", "Work", "in_a_row", "run_alone", "run_jobs"]
 
 
 def _nothing(workers: int) -> None:
@@ -67,14 +67,15 @@ def _run(jobs: Sequence[Job], apart: Sequence[int], together: int) -> None:
             else:
                 others.append((job.plan, work, alone))
         if len(others) == 1:
-            _run_alone(*others[0])
+            run_alone(*others[0])
         elif others:
             _run_together(others, together)
         for run in last:
             run()
 
 
-def _run_alone(plan: Plan, work: Work, workers: int) -> None:
+def run_alone(plan: Plan, work: Work, workers: int) -> None:
+    """Run a pass with so many workers."""
     at_product = plan.at_product and plan.tasks >= 2 * workers
     run_tasks(work.task, plan.tasks, workers, holds_blas=plan.holds_blas, at_product=at_product)
     work.finish(workers)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import is_near
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
@@ -80,7 +80,8 @@ def _turning(
         target = (group * blocks + block) * n * positions * width + lane
         vectors = line // lanes if filters == lanes and apart[-1] == 1 else 0
         if vectors:
-            strips += _strips(source, target, tuple(outer), vectors, apart, into)
+            far = zip(places_of(outer, apart[:-1]), places_of(outer, into[:-1]), strict=True)
+            strips += [Strip(source + at, target + to, vectors) for at, to in far]
         done = vectors * lanes
         begin = source + done * apart[-1], target + done * width
         boxes.append(Box(*begin, (*outer, line - done, filters), apart, into))
@@ -110,17 +111,3 @@ def _joined(outs: tuple[int, ...], axes: Sequence[int]) -> tuple[tuple[int, ...]
             sizes.insert(0, size)
             steps.insert(0, step)
     return tuple(sizes), tuple(steps)
-
-
-def _strips(
-    source: int,
-    target: int,
-    outer: tuple[int, ...],
-    vectors: int,
-    apart: tuple[int, ...],
-    into: tuple[int, ...],
-) -> Iterator[Strip]:
-    """Yield a strip for each line."""
-    for place in np.ndindex(outer):
-        far, there = (sum(map(operator.mul, place, steps)) for steps in (apart, into))
-        yield Strip(source + far, target + there, vectors)

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.kernel import VECTOR
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["Again", "Box", "Moves"]
+__all__ = ["Again", "Box", "Moves", "go_further"]
 
 
 class Box(NamedTuple):
@@ -122,13 +123,9 @@ def _joined(box: Box, step: int) -> Box:
 def _lines(box: Box) -> Array:
     """Return where each line of a box begins, in source and target, and how many it has."""
     *outer, numbers = box.shape
-    begins = []
-    for offset, steps in ((box.source, box.source_steps), (box.target, box.target_steps)):
-        at = np.array([offset])
-        for size, step in zip(outer, steps, strict=True):
-            at = np.add.outer(at, np.arange(size) * step).ravel()
-        begins.append(at)
-    return np.stack((*begins, np.full_like(begins[0], numbers)), axis=1)
+    source = box.source + places_of(outer, box.source_steps)
+    target = box.target + places_of(outer, box.target_steps)
+    return np.stack((source, target, np.full_like(source, numbers)), axis=1)
 
 
 _FIELDS = (
@@ -182,15 +179,20 @@ def _copier(itemsize: int) -> int:
     code.jump_if_not_zero("one")
     code.jump("line")
     code.label("next")
-    for name in ("source", "target"):
-        code.load(_RAX, _field(_RDI, _FIELDS, f"{name}_apart"))
-        code.add(_RAX, _field(_RDI, _FIELDS, name))
-        code.store(_field(_RDI, _FIELDS, name), _RAX)
+    go_further(code, _FIELDS)
     code.add_number(_R11, -1)
     code.jump_if_not_zero("again")
     code.clear_upper_halves()
     code.back()
     return loaded(code.finished())
+
+
+def go_further(code: Assembler, fields: tuple[str, ...]) -> None:
+    """Move on where both arrays begin, of a routine that is told such fields by register 7."""
+    for name in ("source", "target"):
+        code.load(_RAX, _field(_RDI, fields, f"{name}_apart"))
+        code.add(_RAX, _field(_RDI, fields, name))
+        code.store(_field(_RDI, fields, name), _RAX)
 
 
 def _every_other(code: Assembler) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ __all__ = [
     "DirectPlan",
     "KeepingPlan",
     "covers",
+    "cut_to_fit",
     "plan_direct",
     "shares_of",
     "work_of",
@@ -236,11 +237,25 @@ def _cut(
 ) -> Tiling:
     """Return at least so many tiles, which take no more than so much room if they can."""
     groups = 1 if kind is Kind.CHANNELS else geometry.groups  # which are all in one vector
-    extent = (groups, geometry.N, *geometry.out)
+    return cut_to_fit(
+        (groups, geometry.N, *geometry.out),
+        shares,
+        (0, *overlap_of(geometry)),
+        lambda tiling: _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room,
+    )
+
+
+def cut_to_fit(
+    extent: tuple[int, ...],
+    shares: int,
+    overlap: Sequence[float],
+    fits: Callable[[Tiling], bool],
+) -> Tiling:
+    """Return at least so many tiles, and so small that they fit, if any do."""
     cells = max(-(-math.prod(extent) // shares), 1)
     while True:
-        tiling = cut_evenly(extent, cells, min(shares, EVEN), (0, *overlap_of(geometry)))
-        if cells == 1 or _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room:
+        tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap)
+        if cells == 1 or fits(tiling):
             return tiling
         cells = max(1, cells * 2 // 3)
 

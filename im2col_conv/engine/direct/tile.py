@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import Cells, Steps
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
@@ -173,12 +174,9 @@ def _sums(
 
 def _windows(tile: Tile, axes: Sequence[int]) -> tuple[Array, Array]:
     """Return where windows begin in x, and their outputs in y, over some axes in C order."""
-    at_x = at_y = _NONE
-    for axis in axes:
-        outs = np.arange(tile.cells.outs[axis])
-        at_x = np.add.outer(at_x, outs * tile.cells.apart(axis, tile.x)).ravel()
-        at_y = np.add.outer(at_y, outs * tile.y[2 + axis]).ravel()
-    return at_x, at_y
+    outs = [tile.cells.outs[axis] for axis in axes]
+    at_x = places_of(outs, [tile.cells.apart(axis, tile.x) for axis in axes])
+    return at_x, places_of(outs, [tile.y[2 + axis] for axis in axes])
 
 
 def _lines_under_each_other(tile: Tile, *, odd: bool) -> tuple[Array, int, Array, int, int]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from im2col_conv.engine.direct.kernel import VECTOR
-from im2col_conv.engine.direct.moves import Again
+from im2col_conv.engine.direct.moves import Again, go_further
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
@@ -121,10 +121,7 @@ def _turner(itemsize: int) -> int:
     code.jump_if_not_zero("vector")
     code.jump("strip")
     code.label("next")
-    for name in ("source", "target"):
-        code.load(_RAX, _field(_RDI, _FIELDS, f"{name}_apart"))
-        code.add(_RAX, _field(_RDI, _FIELDS, name))
-        code.store(_field(_RDI, _FIELDS, name), _RAX)
+    go_further(code, _FIELDS)
     code.load(_RAX, _field(_RDI, _FIELDS, "times"))
     code.add_number(_RAX, -1)
     code.store(_field(_RDI, _FIELDS, "times"), _RAX)

@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, is_near, steps_of
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.filters import Filters, filters_of
 from im2col_conv.engine.direct.kernel import MOST_ROWS, Kind
-from im2col_conv.engine.direct.plan import TILE_BYTES, KeepingPlan, shares_of, work_of
+from im2col_conv.engine.direct.plan import TILE_BYTES, KeepingPlan, cut_to_fit, shares_of, work_of
 from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
 from im2col_conv.engine.direct.tile import blocks_of
-from im2col_conv.engine.jobs import AtOnce, Work
+from im2col_conv.engine.jobs import AtOnce, Work, run_alone
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.plan import Plan, total_of
-from im2col_conv.engine.tiling import EVEN, Tiling, cut_evenly, overlap_of
-from im2col_conv.engine.workers import Scratch, lend_scratch, run_tasks
+from im2col_conv.engine.tiling import overlap_of
+from im2col_conv.engine.workers import Scratch, lend_scratch
 from im2col_conv.geometry import ConvGeometry
 
 __all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad"]
@@ -81,7 +82,13 @@ def plan_weight_grad(
     blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
     depth = geometry.C // geometry.groups * geometry.taps
     sum_bytes = geometry.groups * (depth + MOST_ROWS) * blocks * width * dtype.itemsize
-    tiling = _tiles(geometry, dtype, workspace // 8)
+    room = min(TILE_BYTES, workspace // 8)
+    tiling = cut_to_fit(
+        (geometry.N, *geometry.out),
+        shares_of(geometry),
+        overlap_of(geometry),
+        lambda tiling: _tile_bytes(geometry, dtype, tiling.step) <= room,
+    )
     if tiling.boxes > MOST_SUMS or tiling.boxes * sum_bytes > workspace // 4:
         return None
     worker_bytes = _tile_bytes(geometry, dtype, tiling.step)
@@ -89,24 +96,13 @@ def plan_weight_grad(
         tiling=tiling,
         tasks=tiling.boxes,
         worker_bytes=max(worker_bytes, spine.worker_bytes),
-        shared_bytes=max(tiling.boxes * sum_bytes + worker_bytes, spine.shared_bytes),
+        shared_bytes=tiling.boxes * sum_bytes + worker_bytes + spine.shared_bytes,
         work=work_of(geometry),
         geometry=geometry,
         dtype=dtype,
         last=layout == "channels_last",
         spine=spine,
     )
-
-
-def _tiles(geometry: ConvGeometry, dtype: np.dtype[Any], available: int) -> Tiling:
-    extent, shares = (geometry.N, *geometry.out), shares_of(geometry)
-    cells = max(-(-math.prod(extent) // shares), 1)
-    while True:
-        tiling = cut_evenly(extent, cells, min(shares, EVEN), overlap_of(geometry))
-        room = min(TILE_BYTES, available)
-        if cells == 1 or _tile_bytes(geometry, dtype, tiling.step) <= room:
-            return tiling
-        cells = max(1, cells * 2 // 3)
 
 
 def _tile_bytes(geometry: ConvGeometry, dtype: np.dtype[Any], step: tuple[int, ...]) -> int:
@@ -139,13 +135,13 @@ def weight_grad(
 
     def run(workers: int) -> None:
         if None in lies:
-            _run_spine(plan, by_spine, workers)
+            run_alone(plan.spine, by_spine(), workers)
             return
         G, F, K = plan.sizes
         total = _summed(plan, shared, lies, x, dout, workers)  # (G, K and some more, blocks of F)
         sums = total[:, :K, :F]
         if padded and not np.isfinite(sums).all():
-            _run_spine(plan, by_spine, workers)
+            run_alone(plan.spine, by_spine(), workers)
             return
         if dw is not None:
             dw.reshape(G, F, K)[...] = sums.swapaxes(1, 2)
@@ -153,12 +149,6 @@ def weight_grad(
             db.reshape(G, F)[...] = total[:, K:, :F].sum(axis=1)
 
     return AtOnce(run)
-
-
-def _run_spine(plan: WeightGradPlan, by_spine: Callable[[], Work], workers: int) -> None:
-    work = by_spine()
-    run_tasks(work.task, plan.spine.tasks, workers, holds_blas=plan.spine.holds_blas)
-    work.finish(workers)
 
 
 class _Lies(NamedTuple):
@@ -314,13 +304,10 @@ def _of_rows(
 
 def _terms(tile: _Tile) -> Terms:
     """Return where windows begin in x, and outputs in dout, over all of a tile in C order."""
-    images = np.arange(tile.images)
-    at_x, at_dout = images * tile.x.image, images * tile.filters.image
-    for axis, outs in enumerate(tile.cells.outs):
-        output = np.arange(outs)
-        at_x = np.add.outer(at_x, output * tile.cells.apart(axis, tile.x)).ravel()
-        at_dout = np.add.outer(at_dout, output * tile.filters.axes[axis]).ravel()
-    return Terms(at_x, at_dout)
+    sizes = tile.images, *tile.cells.outs
+    apart = [tile.cells.apart(axis, tile.x) for axis in range(len(tile.cells.outs))]
+    at_x = places_of(sizes, (tile.x.image, *apart))
+    return Terms(at_x, places_of(sizes, (tile.filters.image, *tile.filters.axes)))
 
 
 def _fill(rows: int) -> float:

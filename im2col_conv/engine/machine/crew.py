@@ -250,14 +250,14 @@ def _write_share(code: Assembler) -> None:
     """Ask helpers, work, and wait until those who began are done."""
     shared, help_ = _RBX, _R12
     code.label("share")
-    for register in (shared, help_, _R13):
+    for register in (shared, help_):
         code.push(register)
     code.load_address(shared, Address(_RDI))
     _for_each_help(code, "ask", _ask)
     code.load(_RDI, _field(shared, _SHARED, "own"))
     code.call_place("work")
     _for_each_help(code, "end", _end)
-    for register in (_R13, help_, shared):
+    for register in (help_, shared):
         code.pop(register)
     code.back()
 
