@@ -15,7 +15,7 @@ from im2col_conv.engine.direct import tasks as direct_tasks
 from im2col_conv.engine.direct import weight_grad as direct_weight_grad
 from im2col_conv.engine.direct.cells import Cells, cells_of, parts_of
 from im2col_conv.engine.direct.kernel import Kind
-from im2col_conv.engine.direct.plan import MOST_TABLES, plan_direct
+from im2col_conv.engine.direct.plan import MOST_PROGRAMS, MOST_TABLES, plan_direct
 from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.memory import why_not_run
@@ -333,6 +333,19 @@ def test_only_so_many_tables_are_kept():
         y = ic.conv(x, w, algorithm="direct", padding=40, dilation=40)
     np.testing.assert_array_equal(y, ic.conv(x, w, algorithm="im2col", padding=40, dilation=40))
     assert len(plan.tables) == MOST_TABLES
+
+
+def test_only_so_many_programs_are_kept():
+    x, w, _, dout = arrays_of((2, 4, 9, 13), (5, 4, 3, 2), {}, FIRST)
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
+    plan = choice.forward_plan("direct", geometry, FIRST, SINGLE, SINGLE, ic.get_workspace())
+    expected = ic.conv(x, w, algorithm="im2col")
+    for gap in range(2 * MOST_PROGRAMS):
+        wider = np.zeros((*x.shape[:-1], x.shape[-1] + gap), np.float32)
+        wider[..., : x.shape[-1]] = x
+        y = ic.conv(wider[..., : x.shape[-1]], w, algorithm="direct")
+        np.testing.assert_array_equal(y, expected)
+    assert len(plan.programs) == MOST_PROGRAMS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -129,11 +129,11 @@ def _sums(
         steps,
         of_y,
     )
-    W, B = places.W, _further(places.x, part.first_cell, steps.axes)
+    W, B = places.W, places.x.further(part.first_cell, steps.axes)
     if plan.kind is Kind.CHANNELS:
-        W = _further(W, part.first_tap, _of_taps(geometry))
+        W = W.further(part.first_tap, _of_taps(geometry))
     A, B = (B, W) if plan.kind is Kind.OUTPUTS else (W, B)
-    C = _further(places.y, part.first_output, of_y[2:])
+    C = places.y.further(part.first_output, of_y[2:])
     return plan.table(tile, sums_of).of(A, B, C, places.bias)
 
 
@@ -141,11 +141,6 @@ def _of_taps(geometry: ConvGeometry) -> list[int]:
     """Return the numbers of weights from one tap to the next along each axis."""
     sizes = geometry.kernel
     return [math.prod(sizes[axis + 1 :]) * geometry.groups for axis in range(len(sizes))]
-
-
-def _further(place: Place, first: Sequence[int], steps: Sequence[int]) -> Place:
-    far = sum(at * step for at, step in zip(first, steps, strict=True))
-    return Place(place.array, place.offset + far)
 
 
 def _parts_in_place(plan: DirectPlan, task: Task, lies: Lies) -> list[tuple[Part, Steps]] | None:
@@ -193,7 +188,7 @@ def _of(groups: slice, each: int) -> slice:
 
 def _at(array: int, box: tuple[slice, ...], steps: tuple[int, ...]) -> Place:
     """Return where a box of an array begins."""
-    return Place(array, sum(each.start * step for each, step in zip(box, steps, strict=True)))
+    return Place(array).further([each.start for each in box], steps)
 
 
 def steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int, ...] | None:

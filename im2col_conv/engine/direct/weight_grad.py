@@ -223,8 +223,7 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
 def _at(array: int, box: tuple[slice, ...], steps: tuple[int, ...]) -> Place:
     """Return where a box (n, *cells) of all channels begins."""
     image, _, *axes = steps
-    far = sum(each.start * step for each, step in zip(box, (image, *axes), strict=True))
-    return Place(array, far)
+    return Place(array).further([each.start for each in box], (image, *axes))
 
 
 class _Tile(NamedTuple):

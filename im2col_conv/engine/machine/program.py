@@ -28,6 +28,11 @@ class Place(NamedTuple):
     array: int
     offset: int = 0
 
+    def further(self, steps: Sequence[int], apart: Sequence[int]) -> Place:
+        """Return the place so many steps further along each axis, which are so far apart."""
+        far = sum(step * each for step, each in zip(steps, apart, strict=True))
+        return Place(self.array, self.offset + far)
+
 
 class Need(NamedTuple):
     """What a step needs of the memory from a place on: how many numbers, of what type or size."""
