@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from im2col_conv.engine import processors
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.machine import crew
 from im2col_conv.engine.machine.assembler import Address, Assembler, Register
@@ -146,6 +147,21 @@ def test_helpers_sleep_when_others_need_their_processors():
         states = [ctypes.c_int64.from_address(helper.box).value for helper in crew._team.idle]
         assert states == [crew.ASLEEP] * len(states)
         assert states
+
+
+@shares
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two processors",
+)
+def test_helpers_are_told_to_run_elsewhere_than_their_caller(monkeypatch):
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    monkeypatch.setattr(processors, "_current", lambda: lambda: here)
+    counters(4).run([[np.zeros(4 * SLOTS, np.int64)]] * 2)
+    helper = crew._team.idle[-1]
+    assert os.sched_getaffinity(helper.native_id) == allowed - {here}
+    assert os.sched_getaffinity(0) == allowed
 
 
 @shares

@@ -1,6 +1,7 @@
 """The direct way against the spine: equal on integers, whatever the geometry and the tiles."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import im2col_conv as ic
 from im2col_conv.engine import choice
 from im2col_conv.engine.direct import cells as direct_cells
+from im2col_conv.engine.direct import forward as direct_forward
 from im2col_conv.engine.direct import plan as direct_plan
 from im2col_conv.engine.direct import tasks as direct_tasks
 from im2col_conv.engine.direct import weight_grad as direct_weight_grad
@@ -17,8 +19,10 @@ from im2col_conv.engine.direct.cells import Cells, cells_of, parts_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_PROGRAMS, MOST_TABLES, plan_direct
 from im2col_conv.engine.direct.sums import FARTHEST
+from im2col_conv.engine.machine import crew
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.machine.program import Program
 from im2col_conv.engine.workers import Scratch, drop_scratch
 
 from .peak import peak_beyond
@@ -268,15 +272,38 @@ def test_outputs_in_parts_are_as_many_as_taps_that_padding_leaves_out():
     assert len(parts) == 2 * 3
 
 
-def test_more_parts_than_pay_and_windows_all_padding_are_copied(monkeypatch):
-    monkeypatch.setattr(direct_tasks, "MOST_PARTS", 8)
-    for keywords in ({"padding": 1}, {"padding": 4}):
-        shapes = (2, 20, 9, 13), (20, 1, 3, 3)
-        arrays = arrays_of(*shapes, {**keywords, "groups": 20}, LAST)
-        named = {"layout": LAST, "groups": 20, **keywords}
-        found = both(*arrays, algorithm="direct", **named)
-        for one, other in zip(found, both(*arrays, algorithm="im2col", **named), strict=True):
-            np.testing.assert_array_equal(one, other)
+@pytest.mark.parametrize(("most", "padding"), [(8, 1), (100, 4)])
+def test_more_parts_than_pay_and_windows_all_padding_are_copied(most, padding, monkeypatch):
+    monkeypatch.setattr(direct_tasks, "MOST_PARTS", most)
+    arrays = arrays_of((2, 20, 9, 11), (20, 1, 3, 3), {"padding": padding, "groups": 20}, LAST)
+    named = {"layout": LAST, "groups": 20, "padding": padding}
+    found = both(*arrays, algorithm="direct", **named)
+    for one, other in zip(found, both(*arrays, algorithm="im2col", **named), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_threads_do_not_wait_in_machine_code_others_run_its_tasks(layout, monkeypatch):
+    for module in (crew, direct_plan, direct_forward):
+        monkeypatch.setattr(module, "shares_here", lambda: False)
+    keywords = {"padding": (1, 2)}
+    x, w, b, dout = arrays_of((9, 11, 40, 34), (21, 11, 3, 5), keywords, layout)
+    threads = set()
+    run_task = Program.run_task
+
+    def noted(self, index, arrays):
+        threads.add(threading.get_ident())
+        run_task(self, index, arrays)
+
+    monkeypatch.setattr(Program, "run_task", noted)
+    with ic.set_workers(3):
+        found = both(x, w, b, dout, algorithm="direct", layout=layout, **keywords)
+    assert threads
+    expected = both(x, w, b, dout, algorithm="im2col", layout=layout, **keywords)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    geometry = ic.ConvGeometry.from_shapes((9, 11, 40, 35), (21, 11, 3, 5), padding=(1, 2))
+    assert choice.way_of(DW, "direct", geometry, layout, SINGLE) != "direct"
 
 
 def test_cells_further_apart_than_a_table_tells_are_copied():
@@ -336,7 +363,7 @@ def test_only_so_many_tables_are_kept():
 
 
 def test_only_so_many_programs_are_kept():
-    x, w, _, dout = arrays_of((2, 4, 9, 13), (5, 4, 3, 2), {}, FIRST)
+    x, w, _, _ = arrays_of((2, 4, 9, 13), (5, 4, 3, 2), {}, FIRST)
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
     plan = choice.forward_plan("direct", geometry, FIRST, SINGLE, SINGLE, ic.get_workspace())
     expected = ic.conv(x, w, algorithm="im2col")
