@@ -15,7 +15,7 @@ import pytest
 from im2col_conv.engine import processors
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.machine import crew
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register
+from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, why_not_run
 from im2col_conv.engine.machine.program import Need, Place, Program, Step
 from im2col_conv.engine.processors import MOST_HELPERS, Team
@@ -31,7 +31,7 @@ SLOTS = 8
 
 def counting():
     """Return a routine that adds 1 to a number of 8 bytes, and to nothing else."""
-    code = Assembler(double=False)
+    code = Assembler(AVX2, double=False)
     code.load(RDX, Address(RDI))
     code.load(RAX, Address(RDX))
     code.add_number(RAX, 1)
@@ -45,7 +45,7 @@ def meeting():
 
     It is told where to say so, where the other one does, and where to note that both have.
     """
-    code = Assembler(double=False)
+    code = Assembler(AVX2, double=False)
     for register, slot in ((RDX, 0), (RCX, 1), (R8, 2)):
         code.load(register, Address(RDI, displacement=8 * slot))
     code.set_number(RAX, 1)

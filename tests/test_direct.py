@@ -20,8 +20,9 @@ from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_PROGRAMS, MOST_TABLES, plan_direct
 from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.engine.machine import crew
+from im2col_conv.engine.machine.assembler import AVX2
 from im2col_conv.engine.machine.crew import shares_here
-from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.machine.memory import forms_here, why_not_run
 from im2col_conv.engine.machine.program import Program
 from im2col_conv.engine.workers import Scratch, drop_scratch
 
@@ -31,6 +32,7 @@ from .strategies import cases, integers_like
 pytestmark = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run()))
 
 SINGLE = np.dtype(np.float32)
+FORMS = [*dict.fromkeys((*forms_here(), AVX2))]  # a processor that has wider ones has AVX2 too
 LAYOUTS = FIRST, LAST = ("channels_first", "channels_last")
 
 LAYERS = [
@@ -54,6 +56,10 @@ LAYERS = [
 ]
 
 
+def plan_of(geometry, layout, workspace):
+    return plan_direct(geometry, layout, SINGLE, workspace, forms_here(), flipped=False)
+
+
 def arrays_of(x_shape, w_shape, keywords, layout, dtype=np.float32):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
     shapes = (x_shape, w_shape, w_shape[:1], geometry.y_shape)
@@ -69,12 +75,19 @@ def both(x, w, b, dout, **keywords):
     return ic.conv(x, w, b, **keywords), ic.conv(x, w, **keywords), *gradients
 
 
+@pytest.fixture(params=FORMS, ids=str)
+def form(request, monkeypatch):
+    """Have vectors one form alone."""
+    monkeypatch.setattr(choice, "forms_here", lambda: (request.param,))
+    return request.param
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize(("x_shape", "w_shape", "keywords", "first", "last"), LAYERS)
-def test_equals_the_spine(x_shape, w_shape, keywords, first, last, dtype, layout):
+def test_equals_the_spine(form, x_shape, w_shape, keywords, first, last, dtype, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    plan = plan_direct(geometry, layout, SINGLE, 2**26, flipped=False)
+    plan = plan_of(geometry, layout, 2**26)
     assert plan.kind is Kind(first if layout == "channels_first" else last)
     arrays = arrays_of(x_shape, w_shape, keywords, layout, dtype)
     found = both(*arrays, algorithm="direct", layout=layout, **keywords)
@@ -92,9 +105,16 @@ def test_equals_the_spine_for_any_geometry(data):
     arrays = arrays_of(case.x_shape, case.w_shape, case.keywords, layout, dtype)
     workers = data.draw(st.integers(1, 3))
     workspace = data.draw(st.sampled_from([2**26, 2**18]))
+    forms = data.draw(st.sampled_from([(form,) for form in FORMS]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "forms_here", lambda: forms)
+        equals_the_spine(arrays, case.keywords, layout, workers, workspace)
+
+
+def equals_the_spine(arrays, keywords, layout, workers, workspace):
     with ic.set_workers(workers), ic.set_workspace(workspace):
-        found = both(*arrays, algorithm="direct", layout=layout, **case.keywords)
-    expected = both(*arrays, algorithm="im2col", layout=layout, **case.keywords)
+        found = both(*arrays, algorithm="direct", layout=layout, **keywords)
+    expected = both(*arrays, algorithm="im2col", layout=layout, **keywords)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -109,11 +129,11 @@ def test_a_small_workspace_cuts_every_axis_and_changes_no_bit(
     arrays = [rng.standard_normal(each.shape).astype(np.float32) for each in arrays]
     whole = both(*arrays, algorithm="direct", layout=layout, **keywords)
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    uncut = plan_direct(geometry, layout, SINGLE, 2**26, flipped=False)
+    uncut = plan_of(geometry, layout, 2**26)
     workspace = uncut.shared_bytes + 3 * uncut.worker_bytes  # a tile may take a quarter of it
     with ic.set_workspace(workspace), ic.set_workers(3):
         cut = ic.conv(*arrays[:3], algorithm="direct", layout=layout, **keywords)
-    assert plan_direct(geometry, layout, SINGLE, workspace, flipped=False).tiling.boxes > 1
+    assert plan_of(geometry, layout, workspace).tiling.boxes > 1
     np.testing.assert_array_equal(cut, whole[0])
 
 
@@ -134,7 +154,7 @@ def test_same_bits_for_any_number_of_workers(x_shape, w_shape, keywords, layout)
         with ic.set_workers(workers):
             results.append(both(*arrays, algorithm="direct", layout=layout, **keywords))
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
-    assert plan_direct(geometry, layout, SINGLE, ic.get_workspace(), flipped=False).tasks > 1
+    assert plan_of(geometry, layout, ic.get_workspace()).tasks > 1
     for other in results[1:]:
         for one, same in zip(results[0], other, strict=True):
             assert one.tobytes() == same.tobytes()
@@ -323,7 +343,7 @@ def test_tiles_take_the_memory_that_is_counted(x_shape, w_shape, layout):
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, padding=(1, 2))
     x, w, b, _ = arrays_of(x_shape, w_shape, {"padding": (1, 2)}, layout)
     for workspace in (2**26, 2**22):
-        plan = plan_direct(geometry, layout, SINGLE, workspace, flipped=False)
+        plan = plan_of(geometry, layout, workspace)
         said = plan.shared_bytes + 2 * plan.worker_bytes
         with ic.set_workers(2), ic.set_workspace(workspace):
             drop_scratch()
@@ -339,10 +359,7 @@ FAR_APART = ic.ConvGeometry.from_shapes((1, 32, 250, 300), (32, 1, 3, 3), dilati
 
 
 def test_tiles_are_larger_than_the_cache_where_windows_are_far_apart():
-    small, large = (
-        plan_direct(FAR_APART, "channels_last", SINGLE, workspace, flipped=False)
-        for workspace in (2**23, 2**26)
-    )
+    small, large = (plan_of(FAR_APART, "channels_last", workspace) for workspace in (2**23, 2**26))
     assert small.copied_again > 4
     assert large.copied_again < 2
     assert large.worker_bytes > direct_plan.TILE_BYTES
@@ -354,7 +371,7 @@ def test_only_so_many_tables_are_kept():
         (1, 8, 90, 50), (8, 8, 3, 3), {"padding": 40, "dilation": 40}, LAYOUTS[0]
     )
     workspace = 400_000
-    plan = plan_direct(geometry, "channels_first", SINGLE, workspace, flipped=False)
+    plan = plan_of(geometry, "channels_first", workspace)
     assert plan.tiling.boxes > MOST_TABLES
     with ic.set_workspace(workspace):
         y = ic.conv(x, w, algorithm="direct", padding=40, dilation=40)
@@ -467,6 +484,7 @@ def test_dw_is_left_to_others_where_it_would_take_too_many_sums_or_other_types()
 @pytest.mark.parametrize("filters", [9, 30])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dw_of_images_further_apart_than_a_table_tells(filters, layout, monkeypatch):
+    monkeypatch.setattr(choice, "forms_here", lambda: (AVX2,))
     sizes, array = {}, Scratch.array
 
     def noted(self, name, shape, dtype):
@@ -684,8 +702,8 @@ def test_small_passes_are_one_task_and_others_come_in_parts():
     small = ic.ConvGeometry.from_shapes((1, 8, 20, 30), (8, 8, 3, 3))
     large = ic.ConvGeometry.from_shapes((8, 64, 40, 31), (64, 64, 3, 3))
     for layout in LAYOUTS:
-        assert plan_direct(small, layout, SINGLE, 2**26, flipped=False).tasks == 1
-        assert plan_direct(large, layout, SINGLE, 2**26, flipped=False).tasks >= 8
+        assert plan_of(small, layout, 2**26).tasks == 1
+        assert plan_of(large, layout, 2**26).tasks >= 8
     assert direct_plan.covers("forward", small)
     assert direct_plan.covers("weight_grad", small) is shares_here()
 

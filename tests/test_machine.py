@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.moves import Again, Box, Moves
-from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
-from im2col_conv.engine.direct.turns import Strip, Turns
+from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors
+from im2col_conv.engine.direct.turns import Strip, Turns, side_of
 from im2col_conv.engine.machine import memory
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
-from im2col_conv.engine.machine.memory import loaded, why_not_run
+from im2col_conv.engine.machine.assembler import (
+    AVX2,
+    AVX512,
+    AVX512_HALF,
+    Address,
+    Assembler,
+    Register,
+    Vector,
+)
+from im2col_conv.engine.machine.memory import forms_here, loaded, why_not_run
 from im2col_conv.engine.machine.program import Place, Program
 
 from .guarded import guarded
@@ -25,6 +33,9 @@ runs_here = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run
 RAX, RBX, RSP, RBP, RSI, RDI = (Register(n) for n in (0, 3, 4, 5, 6, 7))
 R9, R10, R12, R13, R15 = (Register(n) for n in (9, 10, 12, 13, 15))
 Y0, Y5, Y9, Y15 = (Vector(n) for n in (0, 5, 9, 15))
+Z3, Z9, Z13, Z15, Z19, Z25, Z26, Z27 = (Vector(n) for n in (3, 9, 13, 15, 19, 25, 26, 27))
+Z5, Z28, Z29, Z30, Z31 = (Vector(n) for n in (5, 28, 29, 30, 31))
+K1 = Vector(1)  # the mask of this number
 NEAR, FAR = Address(RDI), Address(R13, R9, 4, -8)
 
 # As the GNU assembler writes them, with four bytes of displacement.
@@ -89,9 +100,30 @@ KEYWORDS = {
 }
 
 
-@pytest.mark.parametrize(("double", "name", "operands", "expected"), INSTRUCTIONS)
-def test_instructions_are_written_as_other_assemblers_do(double, name, operands, expected):
-    code = Assembler(double=double)
+WIDER = [
+    (AVX512, False, "load_vector", (Z9, FAR), "62 11 7c 48 10 8c 8d f8 ff ff ff"),
+    (AVX512, False, "load_vector", (Z25, FAR), "62 01 7c 48 10 8c 8d f8 ff ff ff"),
+    (AVX512_HALF, True, "load_vector", (Z19, NEAR), "62 e1 7c 28 10 9c 27 00 00 00 00"),
+    (AVX512, False, "store_vector", (NEAR, Z30), "62 61 7c 48 11 b4 27 00 00 00 00"),
+    (AVX512, False, "store_masked", (FAR, K1, Z5), "62 91 7c 49 11 ac 8d f8 ff ff ff"),
+    (AVX512_HALF, True, "store_masked", (NEAR, K1, Z30), "62 61 fd 29 11 b4 27 00 00 00 00"),
+    (AVX512, False, "load_mask", (K1, FAR), "c4 81 78 90 8c 8d f8 ff ff ff"),
+    (AVX512, False, "broadcast", (Z31, NEAR), "62 62 7d 48 18 bc 27 00 00 00 00"),
+    (AVX512_HALF, True, "broadcast", (Z15, FAR), "62 12 fd 28 19 bc 8d f8 ff ff ff"),
+    (AVX512, False, "copy_vector", (Z25, Z15), "62 41 7c 48 28 cf"),
+    (AVX512_HALF, False, "copy_vector", (Z3, Z28), "62 91 7c 28 28 dc"),
+    (AVX512, False, "multiply_add", (Z13, Z28, Z31), "62 12 1d 40 b8 ef"),
+    (AVX512, True, "multiply_add", (Z26, Z5, Z9), "62 42 d5 48 b8 d1"),
+    (AVX512, False, "multiply_add", (Z27, Z29, FAR), "62 02 15 40 b8 9c 8d f8 ff ff ff"),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "double", "name", "operands", "expected"),
+    [*((AVX2, *each) for each in INSTRUCTIONS), *WIDER],
+)
+def test_instructions_are_written_as_other_assemblers_do(form, double, name, operands, expected):
+    code = Assembler(form, double=double)
     method, keywords = KEYWORDS.get(name, (name, {}))
     getattr(code, method)(*operands, **keywords)
     assert code.finished().hex(" ") == expected
@@ -108,7 +140,7 @@ def test_instructions_are_written_as_other_assemblers_do(double, name, operands,
     ],
 )
 def test_jumps_are_told_how_far_they_are(name, expected):
-    code = Assembler(double=False)
+    code = Assembler(AVX2, double=False)
     code.label("first")
     getattr(code, name)("second")
     code.back()
@@ -118,9 +150,15 @@ def test_jumps_are_told_how_far_they_are(name, expected):
     assert code.place("second") == len(bytes.fromhex(expected)) // 2 + 1
 
 
+def test_older_instructions_have_sixteen_registers():
+    for operands in ((Z19, Z5, Z9), (Z5, Z19, Z9), (Z5, Z9, Z19)):
+        with pytest.raises(ValueError, match="sixteen registers"):
+            Assembler(AVX2, double=False).multiply_add(*operands)
+
+
 def test_the_register_of_the_stack_is_no_counter():
     with pytest.raises(ValueError, match="stack"):
-        Assembler(double=False).load(RAX, Address(RDI, RSP))
+        Assembler(AVX2, double=False).load(RAX, Address(RDI, RSP))
 
 
 # --- where it runs --------------------------------------------------------------------------------
@@ -128,7 +166,7 @@ def test_the_register_of_the_stack_is_no_counter():
 
 @runs_here
 def test_code_runs_and_is_written_no_more():
-    code = Assembler(double=False)
+    code = Assembler(AVX2, double=False)
     code.load(RAX, Address(RDI))
     code.add_number(RAX, 5)
     code.back()
@@ -230,7 +268,7 @@ def test_copies_that_cannot_be_are_refused():
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_strips_are_turned_and_nothing_around_them(dtype, vectors):
     itemsize = np.dtype(dtype).itemsize
-    lanes = lanes_of(np.dtype(dtype))
+    lanes = side_of(itemsize)
     rows, columns, times = 2 * lanes + 3, vectors * lanes, 2
     source_step, target_step = columns + 5, 2 * lanes + 1
     strips = [Strip(2, 0, vectors), Strip(2 + lanes * source_step, lanes, vectors)]
@@ -289,15 +327,16 @@ def by_hand(kind, terms, runs, steps, vectors, parts, arrays, expected):
 
 
 @runs_here
+@pytest.mark.parametrize("form", dict.fromkeys((*forms_here(), AVX2)), ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", list(Kind))
 @given(seed=st.integers(0, 2**32 - 1))
-def test_sums_are_those_of_plain_loops_and_stay_inside_their_arrays(kind, dtype, seed):
+def test_sums_are_those_of_plain_loops_and_stay_inside_their_arrays(kind, dtype, form, seed):
     rng = np.random.default_rng(seed)
-    lanes = lanes_of(np.dtype(dtype))
+    lanes = form.lanes(np.dtype(dtype))
     K, R, V, P = (int(n) for n in rng.integers(1, (9, 4, 7, 4)))
-    most = 15  # rows of a run
-    c_step = 9 * V
+    most = 31  # rows of a run
+    c_step = (lanes + 1) * V
     terms = Terms(rng.integers(0, 40, K), rng.integers(0, 40, K))
     rows = rng.integers(1, most, R)
     runs = Runs(
@@ -310,7 +349,7 @@ def test_sums_are_those_of_plain_loops_and_stay_inside_their_arrays(kind, dtype,
     steps = int(rng.integers(0, 9)), c_step
     vectors = Vectors(
         rng.integers(0, 30, V),
-        np.arange(V) * 9,
+        np.arange(V) * (lanes + 1),
         rng.integers(0, 10, V),
         rng.integers(0, lanes + 1, V),
     )
@@ -322,7 +361,8 @@ def test_sums_are_those_of_plain_loops_and_stay_inside_their_arrays(kind, dtype,
     )
     vectors.numbers[0] = max(vectors.numbers[0], 1)
     together = int(rng.integers(1, 7))
-    sums = Sums(np.dtype(dtype), kind, terms, runs, steps, vectors, parts, together=together)
+    of = form, np.dtype(dtype), kind
+    sums = Sums(*of, terms, runs, steps, vectors, parts, together=together)
     A, B, C, D = (guarded(sums.reach[name], dtype) for name in "abcd")
     for array in (A, B, D):
         array[...] = rng.integers(-4, 5, array.size)
@@ -352,7 +392,7 @@ def small_sums(**other):
         "steps": (1, 8),
         **other,
     }
-    return Sums(np.dtype(np.float32), Kind.FILTERS, **given, together=2)
+    return Sums(AVX2, np.dtype(np.float32), Kind.FILTERS, **given, together=2)
 
 
 @runs_here

@@ -24,7 +24,7 @@ from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.jobs import AtOnce, Job, Work
 from im2col_conv.engine.kernels import level_of, processor_features
-from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.machine.memory import forms_here, why_not_run
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Pass, Plan
 from im2col_conv.engine.rule import direct_pays, tap_by_tap_pays
@@ -127,15 +127,18 @@ def _measured() -> bool:
 
 
 def _kept(draw: Callable[P, Plan]) -> Callable[P, Plan]:
-    """Keep the plans that were drawn, each by all that it follows from: the private BLAS too."""
+    """Keep the plans that were drawn, each by all that it follows from.
+
+    The private BLAS, and which forms vectors may have, too.
+    """
     anew: Callable[..., Plan] = draw
     kept: Callable[..., Plan] = lru_cache(maxsize=KEPT)(
-        lambda _, *given, **named: anew(*given, **named)
+        lambda *given, **named: anew(*given[2:], **named)
     )
 
     @wraps(draw)
     def plan(*given: P.args, **named: P.kwargs) -> Plan:
-        return kept(private_blas(), *given, **named)
+        return kept(private_blas(), forms_here(), *given, **named)
 
     return plan
 
@@ -155,7 +158,7 @@ def forward_plan(
         return winograd_plan.plan_forward(geometry, computing_type(result), workspace)
     if way == "direct":
         direct = direct_plan.plan_direct(
-            geometry, layout, computing_type(result), workspace, flipped=False
+            geometry, layout, computing_type(result), workspace, forms_here(), flipped=False
         )
         if _fits(direct, algorithm, workspace) and _copies_little(direct, algorithm):
             return direct
@@ -187,7 +190,9 @@ def weight_grad_plan(
     )
     if way == "direct":
         if x_type == dout_type == result == dtype:
-            sums = direct_weight_grad.plan_weight_grad(geometry, layout, dtype, workspace, tiles)
+            sums = direct_weight_grad.plan_weight_grad(
+                geometry, layout, dtype, workspace, forms_here(), tiles
+            )
             if sums is not None and _fits(sums, "auto", workspace):
                 return sums
         way = _quickest_of_others("weight_grad", geometry, layout, dtype)
@@ -221,7 +226,7 @@ def input_grad_plan(
         return winograd_plan.plan_forward(adjoint, computing_type(result), workspace)
     if way == "direct":
         direct = direct_plan.plan_direct(
-            geometry, layout, computing_type(result), workspace, flipped=True
+            geometry, layout, computing_type(result), workspace, forms_here(), flipped=True
         )
         if _fits(direct, algorithm, workspace) and _copies_little(direct, algorithm):
             return direct

@@ -9,7 +9,6 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.cells import Cells
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
-from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.machine.program import Place, Step
 
 __all__ = ["copied", "fill", "numbers_of_copy"]
@@ -32,7 +31,7 @@ def numbers_of_copy(plan: KeepingPlan, cells: Cells, images: int, channels: int)
     A vector of the last numbers may reach past them: so some more follow. No result keeps what
     comes of them; they are zero since numbers too small to be normal would be slow.
     """
-    return cells.numbers(images, channels) + lanes_of(plan.dtype)
+    return cells.numbers(images, channels) + plan.lanes
 
 
 def copied(
@@ -46,7 +45,7 @@ def copied(
     copy: Place,
 ) -> list[Step]:
     """Return the steps that copy ``image[n, c, *inside]``, which lies as ``given``."""
-    lie = _Lie(cells, images, channels, given, plan.dtype.itemsize, lanes_of(plan.dtype))
+    lie = _Lie(cells, images, channels, given, plan.dtype.itemsize, plan.lanes)
     moves = plan.table(lie, _moves)
     pairs = zip(moves, (zero, zero, image), strict=True)
     return [each.of(source, copy) for each, source in pairs if each is not None]

@@ -13,9 +13,8 @@ from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import is_near
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
-from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import blocks_of, vectors_of
-from im2col_conv.engine.direct.turns import Strip, Turns
+from im2col_conv.engine.direct.turns import Strip, Turns, side_of
 
 __all__ = ["Filters", "filters_of"]
 
@@ -36,12 +35,12 @@ class Filters(NamedTuple):
 
 def filters_of(plan: KeepingPlan, outs: tuple[int, ...], n: int, given: tuple[int, ...]) -> Filters:
     """Return dout as it is, where no more than a block of filters lie side by side, or turned."""
-    lanes, F = lanes_of(plan.dtype), plan.geometry.F // plan.geometry.groups
+    lanes, F = plan.lanes, plan.geometry.F // plan.geometry.groups
     image, channel, *axes = given
-    blocks, width = blocks_of(F, plan.dtype)
+    blocks, width = blocks_of(F, plan.lanes)
     near = is_near((n, *outs), (image, *axes), plan.dtype.itemsize)
     if channel == 1 and lanes <= F <= width and plan.geometry.groups == 1 and near:
-        first, _ = vectors_of(F, plan.dtype)
+        first, _ = vectors_of(F, plan.lanes)
         vectors = tuple(int(f) for f in first)
         return Filters((), F, image, tuple(axes), vectors, vectors)
     positions = math.prod(outs)
@@ -67,7 +66,7 @@ def _turning(
     """
     G, F = plan.geometry.groups, plan.geometry.F // plan.geometry.groups
     image, channel, *axes = given
-    (blocks, width), lanes = blocks_of(F, plan.dtype), lanes_of(plan.dtype)
+    (blocks, width), lanes = blocks_of(F, plan.lanes), side_of(plan.dtype.itemsize)
     (*outer, line), apart = _joined(outs, axes)
     positions = math.prod(outs)
     into = tuple(width * math.prod((*outer, line)[axis + 1 :]) for axis in range(len(outer) + 1))

@@ -18,7 +18,6 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.cells import steps_of
 from im2col_conv.engine.direct.copied import fill, numbers_of_copy
 from im2col_conv.engine.direct.plan import DirectPlan
-from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tasks import (
     Lies,
     Of,
@@ -46,12 +45,12 @@ def forward(
     lies = Lies(steps_of(x, dtype), steps_of_lines(y, dtype, last=plan.last))
     program = whole_program(plan, lies)
 
-    bias = shared.array("bias", (geometry.F + 2 * lanes_of(dtype),), dtype)
+    bias = shared.array("bias", (geometry.F + 2 * plan.lanes,), dtype)
     bias[: geometry.F] = 0 if b is None else b
     bias[geometry.F :] = 0
 
     def arrange(workers: int) -> Array:
-        key = "direct", plan.kind, plan.flipped, geometry.groups, dtype
+        key = "direct", plan.kind, plan.flipped, geometry.groups, plan.form, dtype
         return weights.form(key, partial(arranged, plan, workers), shared.array)
 
     if program is not None and shares_here():

@@ -2,9 +2,10 @@ r"""The one routine of the direct way, in machine code: sums whose terms are fou
 
 .. math:: C_{i,v} = D + \sum_k A_{i,k} B_{v,k},
 
-where a row i is one number at a time and v is a vector of eight float32 or four float64, side by
-side in memory. What is read for term k lies at the sum of two offsets, one of the row or the vector
-and one of k. So a block of C, some rows by two vectors, stays in registers until it is done.
+where a row i is one number at a time and v is a vector of numbers side by side in memory: of eight
+float32 or four float64, with AVX-512 also of twice as many. What is read for term k lies at the sum
+of two offsets, one of the row or the vector and one of k. So a block of C, some rows by two
+vectors, stays in registers until it is done.
 
 .. code-block:: text
 
@@ -23,25 +24,26 @@ of a plane or cells, and A is one number for all of them (``planes``), or a vect
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
+from im2col_conv.arrays import Array
+from im2col_conv.engine.machine.assembler import Address, Assembler, Form, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 
 __all__ = [
     "COLUMN",
-    "MASKS",
-    "MOST_ROWS",
     "PART",
     "ROW",
-    "VECTOR",
     "Call",
     "Kind",
     "Routine",
+    "masks_of",
+    "most_rows",
     "routine_for",
 ]
 
@@ -70,9 +72,6 @@ class Kind(Enum):
     def by_number(self) -> bool:
         """Whether A is one number for each row, and not the same for all of a block."""
         return self in (Kind.FILTERS, Kind.OUTPUTS)
-
-
-MOST_ROWS = 6  # of a block: twice as many sums stay in registers
 
 
 class Call(NamedTuple):
@@ -110,24 +109,46 @@ PART = ("a", "b", "c", "d", "first", "end")  # of the columns
 ROW = ("a", "b", "c", "d", "kernel")
 COLUMN = ("b0", "b1", "c0", "c1", "d0", "d1", "mask0", "mask1")
 
-VECTOR = 32  # bytes
-# Where the mask that begins 32 - n bytes into these keeps the first n: all are kept at 0.
-MASKS = np.repeat(np.array([-1, 0], np.int8), VECTOR)
-
 _SLOT = 8
 _RAX, _RCX, _RDX, _RBX, _RBP, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 3, 5, 6, 7))
 _R8, _R9, _R10, _R11, _R12, _R13, _R14, _R15 = (Register(n) for n in range(8, 16))
 _SAVED = (_RBX, _RBP, _R12, _R13, _R14, _R15)  # which a function must leave as they were
 
 # What stays in registers while a block is summed.
-_TERM, _CALL, _STEP, _THREE_STEPS = _RAX, _RDI, _RBX, _RBP
-_B0, _B1, _A, _ALPHA, _BETA = _RCX, _RDX, _RSI, _R8, _R9
+_TERM, _CALL, _STEP = _RAX, _RDI, _RBX
+_B0, _B1, _A, _SECOND_A, _ALPHA, _BETA = _RCX, _RDX, _RSI, _RBP, _R8, _R9
 _COLUMN, _COLUMNS_END, _C = _R13, _R14, _R15
-_LEFT, _SECOND_LEFT, _RIGHT, _MASK = Vector(12), Vector(13), (Vector(14), Vector(15)), Vector(14)
+_OTHERS = 4  # registers of vectors that hold no sums: two of them what all rows of a block meet
+
+# A row lies at a register plus 0, 1, 2, 4 or 8 steps: which rows are found from the first one, and
+# from others that a second register is set to, one after the other.
+_FOUND_FROM = {0: (0, 1, 2, 4, 8), 1: (3, 5, 9), 5: (6, 7, 13), 9: (10, 11), 11: (12,)}
+
+
+def most_rows(form: Form) -> int:
+    """Return how many rows a block has at most: twice as many sums stay in registers.
+
+    Examples
+    --------
+    >>> from im2col_conv.engine.machine.assembler import AVX2, AVX512
+    >>> most_rows(AVX2), most_rows(AVX512)
+    (6, 14)
+    """
+    return (form.registers - _OTHERS) // 2
+
+
+@cache
+def masks_of(form: Form, itemsize: int) -> Array:
+    """Return masks of 8 bytes, or of a vector's size: the n-th keeps all but the last n numbers."""
+    lanes = form.size // itemsize
+    kept = np.arange(lanes) < np.arange(lanes, -1, -1)[:, np.newaxis]
+    if form.masks:
+        return kept @ (1 << np.arange(lanes))
+    return -np.repeat(kept, itemsize, axis=1).astype(np.int8)
 
 
 class Routine:
-    """The routine for one type and one kind of sums, ready to run.
+    """The routine for one form of vectors, type and kind of sums, ready to run.
 
     Attributes
     ----------
@@ -137,29 +158,32 @@ class Routine:
         Where the code for blocks of 1, 2, ... rows begins.
     """
 
-    def __init__(self, dtype: np.dtype[Any], kind: Kind) -> None:
-        code = _Code(dtype, kind).code
+    def __init__(self, form: Form, dtype: np.dtype[Any], kind: Kind) -> None:
+        code = _Code(form, dtype, kind).code
         start = loaded(code.finished())
         self.address = start
-        self.kernels = [start + code.place(f"{n} rows") for n in range(1, MOST_ROWS + 1)]
+        self.kernels = [start + code.place(f"{n} rows") for n in range(1, most_rows(form) + 1)]
 
 
 @cache
-def routine_for(dtype: np.dtype[Any], kind: Kind) -> Routine:
+def routine_for(form: Form, dtype: np.dtype[Any], kind: Kind) -> Routine:
     """Return the routine, which is written when it is first asked for."""
-    return Routine(dtype, kind)
+    return Routine(form, dtype, kind)
 
 
 class _Code:
     """The routine as it is written, from its loops inwards."""
 
-    def __init__(self, dtype: np.dtype[Any], kind: Kind) -> None:
-        self.code = Assembler(double=dtype.itemsize == 8)
+    def __init__(self, form: Form, dtype: np.dtype[Any], kind: Kind) -> None:
+        self.code = Assembler(form, double=dtype.itemsize == 8)
         self._itemsize, self._kind = dtype.itemsize, kind
+        others = range(form.registers - _OTHERS, form.registers)
+        self._left, self._second_left, *self._right = map(Vector, others)
+        self._mask = Vector(1) if form.masks else self._left
         self._enter()
         self._parts()
         self._rows()
-        for rows in range(1, MOST_ROWS + 1):
+        for rows in range(1, most_rows(form) + 1):
             self._columns(rows)
         self._leave()
 
@@ -233,14 +257,12 @@ class _Code:
     def _find(self) -> None:
         """Find out where the operands of a block lie."""
         code = self.code
-        for vector, (register, a) in enumerate(((_B0, _A), (_B1, _RBP))):
+        for vector, (register, a) in enumerate(((_B0, _A), (_B1, _SECOND_A))):
             code.load(register, _column(f"b{vector}"))
             code.add(register, _slot("b_block"))
             code.load(a, _slot("a_block"))
             if self._kind is Kind.CHANNELS:
                 code.add(a, _column(f"d{vector}"))
-        if self._kind.by_number:
-            code.load_address(_THREE_STEPS, Address(_STEP, _STEP, 2))
 
     def _begin(self, rows: int) -> None:
         """Set the sums of a block to D."""
@@ -267,33 +289,38 @@ class _Code:
         code.load_int32(_R10, Address(_ALPHA, _TERM))
         code.load_int32(_R11, Address(_BETA, _TERM))
         if self._kind.by_number:
-            code.load_vector(_LEFT, Address(_B0, _R11))
-            code.load_vector(_SECOND_LEFT, Address(_B1, _R11))
+            code.load_vector(self._left, Address(_B0, _R11))
+            code.load_vector(self._second_left, Address(_B1, _R11))
             code.add(_R10, _A)
-            if rows > 3:
-                code.load_address(_R12, Address(_R10, _THREE_STEPS))
-            for row in range(rows):
-                number = _RIGHT[row % 2]
-                code.broadcast(number, _step(_R10 if row < 3 else _R12, row % 3))
-                code.multiply_add(_sum(row, 0), number, _LEFT)
-                code.multiply_add(_sum(row, 1), number, _SECOND_LEFT)
+            for row, place in self._places(_R10, _R12, rows):
+                number = self._right[row % 2]
+                code.broadcast(number, place)
+                code.multiply_add(_sum(row, 0), number, self._left)
+                code.multiply_add(_sum(row, 1), number, self._second_left)
             return
-        second = _LEFT
+        second = self._left
         if self._kind is Kind.PLANES:
-            code.broadcast(_LEFT, Address(_A, _R10))
+            code.broadcast(self._left, Address(_A, _R10))
         else:
-            second = _SECOND_LEFT
-            code.load_vector(_LEFT, Address(_A, _R10))
-            code.load_vector(_SECOND_LEFT, Address(_RBP, _R10))
+            second = self._second_left
+            code.load_vector(self._left, Address(_A, _R10))
+            code.load_vector(self._second_left, Address(_SECOND_A, _R10))
         code.load_address(_R10, Address(_B0, _R11))
         code.load_address(_R12, Address(_B1, _R11))
-        for vector, (base, number) in enumerate(((_R10, _LEFT), (_R12, second))):
-            next_row = _R11
-            if rows > 3:
-                code.load_address(next_row, _step(base, 1))
-            for row in range(rows):
-                begin, steps = (next_row, row - 1) if row in (3, 5) else (base, row)
-                code.multiply_add(_sum(row, vector), number, _step(begin, steps))
+        for vector, (begin, number) in enumerate(((_R10, self._left), (_R12, second))):
+            for row, place in self._places(begin, _R11, rows):
+                code.multiply_add(_sum(row, vector), number, place)
+
+    def _places(self, begin: Register, spare: Register, rows: int) -> Iterator[tuple[int, Address]]:
+        """Yield each row of a block and where it lies; ``spare`` is set on the way."""
+        base, at = begin, 0
+        for first, found in _FOUND_FROM.items():
+            wanted = [row for row in found if row < rows]
+            if wanted and first:
+                self.code.load_address(spare, Address(base, _STEP, first - at))
+                base, at = spare, first
+            for row in wanted:
+                yield row, Address(base, _STEP, row - at) if row > at else Address(base)
 
     def _store(self, rows: int, vector: int) -> None:
         """Store a vector of each row: all of it, or those numbers that its mask keeps."""
@@ -309,9 +336,9 @@ class _Code:
         code.jump(done)
         code.label(masked)
         code.add(_R11, _slot("masks"))
-        code.load_vector(_MASK, Address(_R11))
+        code.load_mask(self._mask, Address(_R11))
         for row in range(rows):
-            code.store_masked(Address(_R10), _MASK, _sum(row, vector))
+            code.store_masked(Address(_R10), self._mask, _sum(row, vector))
             code.add(_R10, _R12)
         code.label(done)
 
@@ -332,10 +359,6 @@ def _column(name: str) -> Address:
 
 def _field(base: Register, fields: tuple[str, ...], name: str) -> Address:
     return Address(base, displacement=fields.index(name) * _SLOT)
-
-
-def _step(base: Register, steps: int) -> Address:
-    return Address(base, _STEP, steps) if steps else Address(base)
 
 
 def _sum(row: int, vector: int) -> Vector:

@@ -14,12 +14,13 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import places_of
-from im2col_conv.engine.direct.kernel import VECTOR
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
+from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
 
 __all__ = ["Again", "Box", "Moves", "go_further"]
+
+_VECTOR = AVX2.size
 
 
 class Box(NamedTuple):
@@ -141,7 +142,7 @@ _R8, _R9, _R10, _R11 = (Register(n) for n in range(8, 12))
 @cache
 def _copier(itemsize: int) -> int:
     """Return where the routine begins, which is written when it is first asked for."""
-    code = Assembler(double=itemsize == 8)
+    code = Assembler(AVX2, double=itemsize == 8)
     for register, name in ((_R8, "step"), (_R10, "lines_end"), (_R11, "times")):
         code.load(register, _field(_RDI, _FIELDS, name))
     code.label("again")
@@ -160,11 +161,11 @@ def _copier(itemsize: int) -> int:
         _every_other(code)
     code.jump("one")
     code.label("vector")
-    code.compare_with(_RCX, VECTOR)
+    code.compare_with(_RCX, _VECTOR)
     code.jump_if_less("rest")
     code.load_vector(Vector(0), Address(_RSI))
     code.store_vector(Address(_RDX), Vector(0))
-    for register, bytes_ in ((_RSI, VECTOR), (_RDX, VECTOR), (_RCX, -VECTOR)):
+    for register, bytes_ in ((_RSI, _VECTOR), (_RDX, _VECTOR), (_RCX, -_VECTOR)):
         code.add_number(register, bytes_)
     code.jump("vector")
     code.label("rest")
@@ -203,12 +204,12 @@ def _every_other(code: Assembler) -> None:
     code.compare_with(_R8, 8)
     code.jump_if_not_zero("one")
     code.label("every other")
-    code.compare_with(_RCX, VECTOR + 4)
+    code.compare_with(_RCX, _VECTOR + 4)
     code.jump_if_less("one")
     code.load_vector(Vector(0), Address(_RSI))
-    code.take_even(Vector(0), Address(_RSI, displacement=VECTOR))
+    code.take_even(Vector(0), Address(_RSI, displacement=_VECTOR))
     code.store_vector(Address(_RDX), Vector(0))
-    for register, bytes_ in ((_RSI, 2 * VECTOR), (_RDX, VECTOR), (_RCX, -VECTOR)):
+    for register, bytes_ in ((_RSI, 2 * _VECTOR), (_RDX, _VECTOR), (_RCX, -_VECTOR)):
         code.add_number(register, bytes_)
     code.jump("every other")
 

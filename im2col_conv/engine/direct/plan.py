@@ -13,7 +13,7 @@ import numpy as np
 from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.direct.cells import Cells, cells_of
 from im2col_conv.engine.direct.kernel import Kind
-from im2col_conv.engine.direct.sums import lanes_of
+from im2col_conv.engine.machine.assembler import Form
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Program
 from im2col_conv.engine.plan import Pass, Plan
@@ -27,6 +27,7 @@ __all__ = [
     "KeepingPlan",
     "covers",
     "cut_to_fit",
+    "form_of",
     "plan_direct",
     "shares_of",
     "work_of",
@@ -57,6 +58,8 @@ class KeepingPlan(Plan):
     Attributes
     ----------
     geometry : ConvGeometry
+    form : Form
+        Of the vectors.
     dtype : dtype
     last : bool
         Whether channels come last.
@@ -66,6 +69,7 @@ class KeepingPlan(Plan):
     most_steps: ClassVar[int] = 256
 
     geometry: ConvGeometry
+    form: Form
     dtype: np.dtype[Any]
     last: bool
     tables: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -78,6 +82,11 @@ class KeepingPlan(Plan):
     def table(self, key: K, draw: Callable[[K], T]) -> T:
         """Return tables that were drawn for ``key`` in an earlier call, or are drawn now."""
         return _kept(self.tables, MOST_TABLES, key, draw)
+
+    @property
+    def lanes(self) -> int:
+        """The numbers of a vector."""
+        return self.form.lanes(self.dtype)
 
     @property
     def least_shared(self) -> int:
@@ -150,6 +159,7 @@ def plan_direct(
     layout: str,
     dtype: np.dtype[Any],
     workspace: int,
+    forms: tuple[Form, ...],
     *,
     flipped: bool,
 ) -> DirectPlan:
@@ -158,21 +168,29 @@ def plan_direct(
     assert run is not None  # or it would not be covered
     last = layout == "channels_last"
     kind = _kind(run, last=last)
-    shared = _shared_numbers(run, kind, dtype) * dtype.itemsize
-    tiling = _tiles(run, kind, dtype, workspace - shared, last=last)
+    form = form_of(forms, dtype, run.F // run.groups)
+    lanes = form.lanes(dtype)
+    shared = _shared_numbers(run, kind, lanes) * dtype.itemsize
+    tiling = _tiles(run, kind, dtype, lanes, workspace - shared, last=last)
     return DirectPlan(
         tiling=tiling,
         tasks=tiling.boxes,
-        worker_bytes=_tile_bytes(run, kind, tiling, dtype, last=last),
+        worker_bytes=_tile_bytes(run, kind, tiling, dtype, lanes, last=last),
         copied_again=_copied_again(run, tiling, last=last),
         shared_bytes=shared,
         work=work_of(run),
         geometry=run,
         kind=kind,
+        form=form,
         dtype=dtype,
         last=last,
         flipped=flipped,
     )
+
+
+def form_of(forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int) -> Form:
+    """Return the form of vectors for so many numbers side by side."""
+    return forms[0]
 
 
 def work_of(geometry: ConvGeometry) -> int:
@@ -195,9 +213,8 @@ def _kind(geometry: ConvGeometry, *, last: bool) -> Kind:
     return Kind.PLANES if filters <= FEW_FILTERS else Kind.FILTERS
 
 
-def _shared_numbers(geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any]) -> int:
+def _shared_numbers(geometry: ConvGeometry, kind: Kind, lanes: int) -> int:
     """Return the numbers of weights as they are read, and of a bias: all, whether copied or not."""
-    lanes = lanes_of(dtype)
     filters = geometry.F // geometry.groups
     rows = geometry.C // geometry.groups * geometry.taps * geometry.groups
     row = -(-filters // (2 * lanes)) * 2 * lanes if kind is Kind.OUTPUTS else filters
@@ -205,7 +222,13 @@ def _shared_numbers(geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any]) ->
 
 
 def _tiles(
-    geometry: ConvGeometry, kind: Kind, dtype: np.dtype[Any], available: int, *, last: bool
+    geometry: ConvGeometry,
+    kind: Kind,
+    dtype: np.dtype[Any],
+    lanes: int,
+    available: int,
+    *,
+    last: bool,
 ) -> Tiling:
     """Return tiles whose copy of cells the cache holds, and as many as workers may share.
 
@@ -215,7 +238,7 @@ def _tiles(
     for room in (min(TILE_BYTES, most), most):
         shares = shares_of(geometry)
         while True:
-            tiling = _cut(geometry, kind, dtype, room, shares, last=last)
+            tiling = _cut(geometry, kind, dtype, lanes, room, shares, last=last)
             again = _copied_again(geometry, tiling, last=last)
             if again <= FEW_COPIES:
                 return tiling
@@ -230,6 +253,7 @@ def _cut(
     geometry: ConvGeometry,
     kind: Kind,
     dtype: np.dtype[Any],
+    lanes: int,
     room: int,
     shares: int,
     *,
@@ -241,7 +265,7 @@ def _cut(
         (groups, geometry.N, *geometry.out),
         shares,
         (0, *overlap_of(geometry)),
-        lambda tiling: _tile_bytes(geometry, kind, tiling, dtype, last=last) <= room,
+        lambda tiling: _tile_bytes(geometry, kind, tiling, dtype, lanes, last=last) <= room,
     )
 
 
@@ -270,7 +294,13 @@ def _copied_again(geometry: ConvGeometry, tiling: Tiling, *, last: bool) -> floa
 
 
 def _tile_bytes(
-    geometry: ConvGeometry, kind: Kind, tiling: Tiling, dtype: np.dtype[Any], *, last: bool
+    geometry: ConvGeometry,
+    kind: Kind,
+    tiling: Tiling,
+    dtype: np.dtype[Any],
+    lanes: int,
+    *,
+    last: bool,
 ) -> int:
     """Return what a worker takes: the copy of a tile's cells, its results, and its tables."""
     groups, images, *outs = tiling.step
@@ -281,16 +311,14 @@ def _tile_bytes(
         groups = geometry.groups
     channels, filters = (n // geometry.groups * groups for n in (geometry.C, geometry.F))
     made = images * filters * math.prod(outs)
-    numbers = cells.numbers(images, channels) + lanes_of(dtype) + made
-    return numbers * dtype.itemsize + _table_bytes(cells, images, channels, filters, dtype)
+    numbers = cells.numbers(images, channels) + lanes + made
+    return numbers * dtype.itemsize + _table_bytes(cells, images, channels, filters, lanes)
 
 
-def _table_bytes(
-    cells: Cells, images: int, channels: int, filters: int, dtype: np.dtype[Any]
-) -> int:
+def _table_bytes(cells: Cells, images: int, channels: int, filters: int, lanes: int) -> int:
     """Return about what the tables of a tile take when they are made: some numbers for each row."""
     copied = (1 if cells.last else channels) * cells.phases * math.prod(cells.extent[:-1])
     lines = math.prod(cells.outs[:-1])
-    vectors = lines * -(-(filters if cells.last else cells.outs[-1]) // lanes_of(dtype))
+    vectors = lines * -(-(filters if cells.last else cells.outs[-1]) // lanes)
     terms = channels * math.prod(cells.kernel)
     return 150 * (copied + vectors + lines + images * filters) + 40 * terms

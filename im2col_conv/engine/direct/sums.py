@@ -13,18 +13,18 @@ import numpy as np
 from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.kernel import (
     COLUMN,
-    MASKS,
-    MOST_ROWS,
     PART,
     ROW,
-    VECTOR,
     Call,
     Kind,
+    masks_of,
+    most_rows,
     routine_for,
 )
+from im2col_conv.engine.machine.assembler import Form
 from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["FARTHEST", "Parts", "Runs", "Sums", "Terms", "Vectors", "lanes_of"]
+__all__ = ["FARTHEST", "Parts", "Runs", "Sums", "Terms", "Vectors"]
 
 FARTHEST = np.iinfo(np.int32).max  # bytes that a table holds as the offset of a term
 
@@ -72,6 +72,8 @@ class Sums:
 
     Parameters
     ----------
+    form : Form
+        Of the vectors.
     dtype : dtype
         float32 or float64.
     kind : Kind
@@ -89,8 +91,10 @@ class Sums:
     --------
     Two filters of two taps, on a line of ten cells:
 
+    >>> from im2col_conv.engine.machine.assembler import AVX2
     >>> one, none = np.array([1]), np.zeros(1, int)
     >>> sums = Sums(
+    ...     AVX2,
     ...     np.dtype(np.float32),
     ...     Kind.FILTERS,
     ...     Terms(np.arange(2), np.arange(2)),
@@ -106,6 +110,7 @@ class Sums:
 
     def __init__(
         self,
+        form: Form,
         dtype: np.dtype[Any],
         kind: Kind,
         terms: Terms,
@@ -116,15 +121,16 @@ class Sums:
         *,
         together: int,
     ) -> None:
-        self._dtype = dtype
-        self._routine = routine_for(dtype, kind)
-        blocks = _cut(runs, kind, steps)
-        self.reach = _reach(dtype, kind, terms, blocks, steps, vectors, parts)
-        size = dtype.itemsize
+        self._dtype, size = dtype, dtype.itemsize
+        self._routine = routine_for(form, dtype, kind)
+        self._masks = masks_of(form, size)
+        blocks = _cut(runs, kind, steps, most_rows(form))
+        lanes = form.lanes(dtype)
+        self.reach = _reach(dtype, lanes, kind, terms, blocks, steps, vectors, parts)
         self._terms = np.stack(terms).astype(np.int32) * np.int32(size)
         self._rows = _table(ROW, (*blocks[:4], self._kernels(blocks.rows)), size, counted=4)
-        pairs = _pairs(vectors, size)
-        self._columns = _table(COLUMN, pairs, size, counted=6)
+        left_out = (lanes - vectors.numbers) * self._masks.strides[0]
+        self._columns = _table(COLUMN, _pairs((*vectors[:3], left_out)), size, counted=6)
         self._parts = _table(PART, _chunks(parts, len(self._columns), together), size, counted=4)
         self._steps = [step * size for step in steps]
         self._call = self._told()
@@ -152,7 +158,7 @@ class Sums:
             rows=rows,
             rows_end=rows + self._rows.nbytes,
             columns=self._columns.ctypes.data,
-            masks=MASKS.ctypes.data,
+            masks=self._masks.ctypes.data,
         )[4:]
 
     def of(self, a: Place, b: Place, c: Place, d: Place) -> Step:
@@ -167,14 +173,9 @@ class Sums:
         return Step(self._routine.address, (a, b, c, d), needs, self._call, self)
 
 
-def lanes_of(dtype: np.dtype[Any]) -> int:
-    """Return how many numbers a vector has."""
-    return VECTOR // dtype.itemsize
-
-
-def _cut(runs: Runs, kind: Kind, steps: tuple[int, int]) -> Runs:
+def _cut(runs: Runs, kind: Kind, steps: tuple[int, int], most: int) -> Runs:
     """Return runs of at most as many rows as a block has, as long as each other."""
-    pieces = -(-runs.rows // MOST_ROWS)
+    pieces = -(-runs.rows // most)
     run = np.repeat(np.arange(len(pieces)), pieces)
     piece = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     first, end = (at * runs.rows[run] // pieces[run] for at in (piece, piece + 1))
@@ -190,6 +191,7 @@ def _cut(runs: Runs, kind: Kind, steps: tuple[int, int]) -> Runs:
 
 def _reach(
     dtype: np.dtype[Any],
+    lanes: int,
     kind: Kind,
     terms: Terms,
     blocks: Runs,
@@ -201,7 +203,7 @@ def _reach(
     numbers = [*terms, *blocks, *vectors, *parts, np.array(steps)]
     if any(each.size == 0 or each.min() < 0 for each in numbers) or blocks.rows.min() < 1:
         raise ValueError("the sums are empty, or something of them begins before its array")
-    lanes, after = lanes_of(dtype), blocks.rows - 1
+    after = blocks.rows - 1
     in_a = blocks.a + after * steps[0] * kind.by_number
     in_b = blocks.b + after * steps[0] * (not kind.by_number)
     lane = vectors.d.max() + lanes
@@ -223,12 +225,10 @@ def _reach(
     return {name: int(numbers) for name, numbers in reach.items()}
 
 
-def _pairs(vectors: Vectors, itemsize: int) -> tuple[Array, ...]:
+def _pairs(columns: tuple[Array, ...]) -> tuple[Array, ...]:
     """Return columns of pairs of vectors; a single one is paired with itself, and made twice."""
-    odd = len(vectors.b) % 2
-    b, c, d, numbers = (np.r_[each, each[-1:]] if odd else each for each in vectors)
-    masks = VECTOR - numbers * itemsize
-    columns = (b, c, d, masks)
+    odd = len(columns[0]) % 2
+    columns = tuple(np.r_[each, each[-1:]] if odd else each for each in columns)
     return tuple(each[at::2] for each in columns for at in range(2))
 
 

@@ -15,7 +15,6 @@ from im2col_conv.engine.direct.cells import Cells, Part, Steps, parts_of, steps_
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_PARTS, MOST_TASKS_KEPT, DirectPlan
-from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import Tile, sums_of
 from im2col_conv.engine.direct.weights import numbers_of_group
 from im2col_conv.engine.machine.program import Place, Program, Step
@@ -118,6 +117,7 @@ def _sums(
     of_y = lies.y or _steps_of_room(plan, task)
     tile = Tile(
         plan.kind,
+        plan.form,
         plan.dtype,
         plan.flipped,
         part.cells,
@@ -150,7 +150,7 @@ def _parts_in_place(plan: DirectPlan, task: Task, lies: Lies) -> list[tuple[Part
     cell, a copy would take as long: so outputs that see padding are made apart.
     """
     line = plan.geometry.C if plan.last else task.cells.outs[-1]
-    if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < lanes_of(plan.dtype)):
+    if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < plan.lanes):
         return None
     parts = [_whole_of(task.cells)]
     if plan.kind is Kind.CHANNELS:

@@ -21,7 +21,8 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import Cells, Steps
 from im2col_conv.engine.direct.kernel import Kind
-from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
+from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors
+from im2col_conv.engine.machine.assembler import Form
 
 __all__ = ["Tile", "blocks_of", "sums_of", "vectors_of"]
 
@@ -36,7 +37,7 @@ class Tile(NamedTuple):
 
     Attributes
     ----------
-    kind, dtype
+    kind, form, dtype
         Of the sums.
     flipped : bool
         Whether weights are those of the convolution whose dx is made.
@@ -52,6 +53,7 @@ class Tile(NamedTuple):
     """
 
     kind: Kind
+    form: Form
     dtype: np.dtype[Any]
     flipped: bool
     cells: Cells
@@ -63,28 +65,33 @@ class Tile(NamedTuple):
     x: Steps
     y: tuple[int, ...]
 
+    @property
+    def lanes(self) -> int:
+        """The numbers of a vector."""
+        return self.form.lanes(self.dtype)
+
 
 def sums_of(tile: Tile) -> Sums:
     """Return the sums of a tile, for weights, cells, results and bias in the order of its kind."""
     return _MAKERS[tile.kind](tile)
 
 
-def blocks_of(filters: int, dtype: np.dtype[Any]) -> tuple[int, int]:
+def blocks_of(filters: int, lanes: int) -> tuple[int, int]:
     """Return how many blocks of filters side by side there are, and of how many: two vectors.
 
     Examples
     --------
-    >>> blocks_of(20, np.dtype(np.float32)), blocks_of(20, np.dtype(np.float64))
+    >>> blocks_of(20, 8), blocks_of(20, 4)
     ((2, 16), (3, 8))
     """
-    width = 2 * lanes_of(dtype)
+    width = 2 * lanes
     return -(-filters // width), width
 
 
 def _of_filters(tile: Tile) -> Sums:
     # y (F, L) = W (F, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs
     lines, at_y = _windows(tile, range(len(tile.cells.outs) - 1))
-    vectors = _vectors_of(lines, at_y, *vectors_of(tile.cells.outs[-1], tile.dtype))
+    vectors = _vectors_of(lines, at_y, *vectors_of(tile.cells.outs[-1], tile.lanes))
     a, step = _weights(tile)
     image, group = _images_and(tile.images, tile.groups)
     parts = Parts(
@@ -100,8 +107,8 @@ def _of_filters(tile: Tile) -> Sums:
 def _of_outputs(tile: Tile) -> Sums:
     # y.T (L, F) = x[alpha_k + beta_p] (L, K) @ W.T (K, F), lines of L outputs
     lines, at_y = _windows(tile, range(len(tile.cells.outs) - 1))
-    blocks, width = blocks_of(tile.F, tile.dtype)
-    lanes, K = lanes_of(tile.dtype), tile.C * len(tile.cells.taps(tile.x))
+    blocks, width = blocks_of(tile.F, tile.lanes)
+    lanes, K = tile.lanes, tile.C * len(tile.cells.taps(tile.x))
     first = np.arange(0, blocks * width, lanes)
     block, lane = np.divmod(first, width)
     numbers = np.clip(tile.F - first, 0, lanes)
@@ -124,7 +131,7 @@ def _of_outputs(tile: Tile) -> Sums:
 
 def _of_planes(tile: Tile) -> Sums:
     # y (L) = W (1, K) @ x[alpha_k + beta_p] (K, L), lines of L outputs of one filter
-    first, numbers = vectors_of(tile.cells.outs[-1], tile.dtype)
+    first, numbers = vectors_of(tile.cells.outs[-1], tile.lanes)
     lines, apart, at_y, y_apart, rows = _lines_under_each_other(tile, odd=len(first) % 2 == 1)
     vectors = _vectors_of(lines, at_y, first, numbers)
     a, step = _weights(tile)
@@ -144,7 +151,7 @@ def _of_channels(tile: Tile) -> Sums:
     # y[p] (C) = the sum over taps of w_t (C) * x[alpha_t + beta_p] (C), number by number
     longest = int(np.argmax(tile.cells.outs))
     lines, at_y = _windows(tile, [n for n in range(len(tile.cells.outs)) if n != longest])
-    first, numbers = vectors_of(tile.groups, tile.dtype)
+    first, numbers = vectors_of(tile.groups, tile.lanes)
     none = np.zeros_like(lines)
     image, _ = _images_and(tile.images, 1)
     parts = Parts(0 * image, image * tile.x.image, image * tile.y[0], 0 * image)
@@ -167,8 +174,9 @@ _MAKERS = {
 def _sums(
     tile: Tile, terms: Terms, runs: Runs, steps: tuple[int, int], vectors: Vectors, parts: Parts
 ) -> Sums:
+    together = TOGETHER[tile.kind]
     return Sums(
-        tile.dtype, tile.kind, terms, runs, steps, vectors, parts, together=TOGETHER[tile.kind]
+        tile.form, tile.dtype, tile.kind, terms, runs, steps, vectors, parts, together=together
     )
 
 
@@ -198,15 +206,14 @@ def _lines_under_each_other(tile: Tile, *, odd: bool) -> tuple[Array, int, Array
     return at_x, apart, at_y, y_apart, lines
 
 
-def vectors_of(numbers: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def vectors_of(numbers: int, lanes: int) -> tuple[Array, Array]:
     """Return first and how many of each vector of a line: the last may overlap the one before.
 
     Examples
     --------
-    >>> [[int(n) for n in column] for column in vectors_of(19, np.dtype(np.float32))]
+    >>> [[int(n) for n in column] for column in vectors_of(19, 8)]
     [[0, 8, 11], [8, 8, 8]]
     """
-    lanes = lanes_of(dtype)
     first = np.minimum(np.arange(0, numbers, lanes), max(numbers - lanes, 0))
     return first, np.full_like(first, min(lanes, numbers))
 

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from im2col_conv.engine.direct.kernel import VECTOR
 from im2col_conv.engine.direct.moves import Again, go_further
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register, Vector
+from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["Strip", "Turns"]
+__all__ = ["Strip", "Turns", "side_of"]
+
+_VECTOR = AVX2.size
 
 
 class Strip(NamedTuple):
@@ -55,7 +56,7 @@ class Turns:
         self, strips: Sequence[Strip], steps: tuple[int, int], again: Again, itemsize: int
     ) -> None:
         table = np.array(strips, np.int64).reshape(-1, len(Strip._fields))
-        lanes, (source_step, target_step) = VECTOR // itemsize, steps
+        lanes, (source_step, target_step) = side_of(itemsize), steps
         if again.times < 1 or table.size == 0 or table[:, 2].min() < 1:
             raise ValueError("there is nothing to turn")
         if min(*steps, *again, table.min()) < 0:
@@ -82,6 +83,11 @@ class Turns:
         return Step(self._routine, (source, target), self._needs, self._told, self)
 
 
+def side_of(itemsize: int) -> int:
+    """Return how many rows a strip has: as many as a vector has numbers."""
+    return _VECTOR // itemsize
+
+
 _FIELDS = (
     *("source", "target", "source_step", "target_step", "strips", "strips_end"),
     *("times", "source_apart", "target_apart"),
@@ -93,7 +99,7 @@ _R8, _R9, _R10, _R11 = (Register(n) for n in range(8, 12))
 @cache
 def _turner(itemsize: int) -> int:
     """Return where the routine begins, which is written when it is first asked for."""
-    code, lanes = Assembler(double=itemsize == 8), VECTOR // itemsize
+    code, lanes = Assembler(AVX2, double=itemsize == 8), side_of(itemsize)
     code.push(_RBX)
     code.load(_R8, _field(_RDI, _FIELDS, "source_step"))
     code.load(_R11, _field(_RDI, _FIELDS, "target_step"))
@@ -115,7 +121,7 @@ def _turner(itemsize: int) -> int:
     turned = _turn(code, [Vector(row) for row in range(lanes)])
     for vector, place in zip(turned, _rows(code, _RDX, _R11, _RCX, _R10), strict=False):
         code.store_vector(place, vector)
-    code.add_number(_RSI, VECTOR)
+    code.add_number(_RSI, _VECTOR)
     code.load_address(_RDX, Address(_RDX, _R11, lanes))
     code.add_number(_RAX, -1)
     code.jump_if_not_zero("vector")

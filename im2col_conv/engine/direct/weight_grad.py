@@ -24,11 +24,19 @@ from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, is_near, steps_of
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.filters import Filters, filters_of
-from im2col_conv.engine.direct.kernel import MOST_ROWS, Kind
-from im2col_conv.engine.direct.plan import TILE_BYTES, KeepingPlan, cut_to_fit, shares_of, work_of
-from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors, lanes_of
+from im2col_conv.engine.direct.kernel import Kind, most_rows
+from im2col_conv.engine.direct.plan import (
+    TILE_BYTES,
+    KeepingPlan,
+    cut_to_fit,
+    form_of,
+    shares_of,
+    work_of,
+)
+from im2col_conv.engine.direct.sums import Parts, Runs, Sums, Terms, Vectors
 from im2col_conv.engine.direct.tile import blocks_of
 from im2col_conv.engine.jobs import AtOnce, Work, run_alone
+from im2col_conv.engine.machine.assembler import Form
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.plan import Plan, total_of
 from im2col_conv.engine.tiling import overlap_of
@@ -76,22 +84,29 @@ class WeightGradPlan(KeepingPlan):
 
 @lru_cache(maxsize=256)
 def plan_weight_grad(
-    geometry: ConvGeometry, layout: str, dtype: np.dtype[Any], workspace: int, spine: Plan
+    geometry: ConvGeometry,
+    layout: str,
+    dtype: np.dtype[Any],
+    workspace: int,
+    forms: tuple[Form, ...],
+    spine: Plan,
 ) -> WeightGradPlan | None:
     """Draw the tiles of a pass to the weights; None where there would be too many."""
-    blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
+    form = form_of(forms, dtype, geometry.F // geometry.groups)
+    lanes = form.lanes(dtype)
+    blocks, width = blocks_of(geometry.F // geometry.groups, lanes)
     depth = geometry.C // geometry.groups * geometry.taps
-    sum_bytes = geometry.groups * (depth + MOST_ROWS) * blocks * width * dtype.itemsize
+    sum_bytes = geometry.groups * (depth + most_rows(form)) * blocks * width * dtype.itemsize
     room = min(TILE_BYTES, workspace // 8)
     tiling = cut_to_fit(
         (geometry.N, *geometry.out),
         shares_of(geometry),
         overlap_of(geometry),
-        lambda tiling: _tile_bytes(geometry, dtype, tiling.step) <= room,
+        lambda tiling: _tile_bytes(geometry, dtype, lanes, tiling.step) <= room,
     )
     if tiling.boxes > MOST_SUMS or tiling.boxes * sum_bytes > workspace // 4:
         return None
-    worker_bytes = _tile_bytes(geometry, dtype, tiling.step)
+    worker_bytes = _tile_bytes(geometry, dtype, lanes, tiling.step)
     return WeightGradPlan(
         tiling=tiling,
         tasks=tiling.boxes,
@@ -99,22 +114,25 @@ def plan_weight_grad(
         shared_bytes=tiling.boxes * sum_bytes + worker_bytes + spine.shared_bytes,
         work=work_of(geometry),
         geometry=geometry,
+        form=form,
         dtype=dtype,
         last=layout == "channels_last",
         spine=spine,
     )
 
 
-def _tile_bytes(geometry: ConvGeometry, dtype: np.dtype[Any], step: tuple[int, ...]) -> int:
+def _tile_bytes(
+    geometry: ConvGeometry, dtype: np.dtype[Any], lanes: int, step: tuple[int, ...]
+) -> int:
     """Return what a worker takes: a copy of cells, dout turned, and what tables take when made."""
     images, *outs = step
     if not all(step):
         return 0
     box = tuple(slice(0, n) for n in outs)
     cells, _ = cells_of(geometry, box, last=False)
-    blocks, width = blocks_of(geometry.F // geometry.groups, dtype)
+    blocks, width = blocks_of(geometry.F // geometry.groups, lanes)
     positions = images * math.prod(outs)
-    numbers = cells.numbers(images, geometry.C) + lanes_of(dtype)
+    numbers = cells.numbers(images, geometry.C) + lanes
     numbers += geometry.groups * blocks * width * positions
     lines = geometry.C * math.prod(cells.extent[:-1]) + geometry.groups * blocks * math.prod(outs)
     return numbers * dtype.itemsize + 150 * lines + 40 * positions
@@ -164,10 +182,11 @@ def _summed(
     """Return dw.T of each group, and under it some sums that make db."""
     program = plan.program(lies, lambda lies: _program(plan, lies))
     (G, F, K), dtype = plan.sizes, plan.dtype
-    blocks, width = blocks_of(F, dtype)
-    sums = shared.array("dw sums", (plan.tasks, G, K + MOST_ROWS, blocks * width), dtype)
+    blocks, width = blocks_of(F, plan.lanes)
+    rows = K + most_rows(plan.form)
+    sums = shared.array("dw sums", (plan.tasks, G, rows, blocks * width), dtype)
     sums[:, :, K:] = 0  # of which a task may make fewer
-    one = np.zeros(1 + lanes_of(dtype), dtype)
+    one = np.zeros(1 + plan.lanes, dtype)
     one[0] = 1
     with ExitStack() as stack:
         lent = [stack.enter_context(lend_scratch()) for _ in range(workers - 1)]
@@ -209,11 +228,11 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
         turned = Place(Of.TURNED)
         steps += [each.of(dout, turned) for each in filters.turning]
         dout = turned
-    blocks, width = blocks_of(F, plan.dtype)
+    blocks, width = blocks_of(F, plan.lanes)
     row = blocks * width
-    partial = Place(Of.SUMS, index * G * (K + MOST_ROWS) * row)
+    partial = Place(Of.SUMS, index * G * (K + most_rows(plan.form)) * row)
     one, zeros = Place(Of.ONE), Place(Of.ONE, 1)
-    tile = _Tile(plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
+    tile = _Tile(plan.form, plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
     steps.append(plan.table(tile, _sums).of(x, dout, partial, zeros))
     db = plan.table((tile, "db"), lambda _: _sums_of_ones(tile))
     steps.append(db.of(one, dout, partial, zeros))
@@ -229,6 +248,7 @@ def _at(array: int, box: tuple[slice, ...], steps: tuple[int, ...]) -> Place:
 class _Tile(NamedTuple):
     """All that the sums of a tile follow from; ``row`` is how far rows of dw.T are apart."""
 
+    form: Form
     dtype: np.dtype[Any]
     cells: Cells
     images: int
@@ -244,7 +264,8 @@ def _sums(tile: _Tile) -> Sums:
     # dw.T (K, F) = x[alpha_k + beta_p] (K, P) @ dout.T (P, F), P outputs of a tile
     terms, taps = _terms(tile), tile.cells.taps(tile.x)
     kernel, channels = tile.cells.kernel[-1], np.arange(tile.C)
-    if _fill(tile.C) >= _fill(kernel):  # rows of a block are channels
+    most = most_rows(tile.form)
+    if _fill(tile.C, most) >= _fill(kernel, most):  # rows of a block are channels
         none = np.zeros_like(taps)
         places = np.arange(len(taps)) * tile.row
         runs = Runs(taps, none, places, none, none + tile.C)
@@ -260,7 +281,8 @@ def _sums(tile: _Tile) -> Sums:
 
 def _sums_of_ones(tile: _Tile) -> Sums:
     # rows of db (R, F) = ones (1, P / R) @ dout.T (R, P / R, F)
-    places, depth = _rows_alike(_terms(tile).b), tile.C * math.prod(tile.cells.kernel)
+    places = _rows_alike(_terms(tile).b, most_rows(tile.form))
+    depth = tile.C * math.prod(tile.cells.kernel)
     R, first = len(places), places[:1, 0]
     runs = Runs(_NONE, first, _NONE + depth * tile.row, _NONE, _NONE + R)
     step = int(places[1, 0] - places[0, 0]) if R > 1 else 0
@@ -268,15 +290,15 @@ def _sums_of_ones(tile: _Tile) -> Sums:
     return _of_rows(tile, Kind.PLANES, terms, runs, (step, tile.row), 0)
 
 
-def _rows_alike(places: Array) -> Array:
+def _rows_alike(places: Array, most: int) -> Array:
     """Return places in rows, as many as a block has if they can be, each a step from the last.
 
     Examples
     --------
-    >>> _rows_alike(np.arange(8)).tolist(), _rows_alike(np.array([0, 1, 5, 7])).tolist()
+    >>> _rows_alike(np.arange(8), 6).tolist(), _rows_alike(np.array([0, 1, 5, 7]), 6).tolist()
     ([[0, 1], [2, 3], [4, 5], [6, 7]], [[0, 1, 5, 7]])
     """
-    for number in range(MOST_ROWS, 1, -1):
+    for number in range(most, 1, -1):
         if len(places) % number == 0:
             rows = places.reshape(number, -1)
             step = rows[1, 0] - rows[0, 0]
@@ -293,12 +315,15 @@ def _of_rows(
     parts = Parts(
         group * x_group,
         group * filters.group,
-        group * (depth + MOST_ROWS) * tile.row,
+        group * (depth + most_rows(tile.form)) * tile.row,
         0 * group,
     )
     first, at = np.array(filters.first), np.array(filters.at)
-    vectors = Vectors(at, first, 0 * first, np.full_like(first, lanes_of(tile.dtype)))
-    return Sums(tile.dtype, kind, terms, runs, steps, vectors, parts, together=len(first) + 1)
+    numbers = np.full_like(first, tile.form.lanes(tile.dtype))
+    vectors = Vectors(at, first, 0 * first, numbers)
+    return Sums(
+        tile.form, tile.dtype, kind, terms, runs, steps, vectors, parts, together=len(first) + 1
+    )
 
 
 def _terms(tile: _Tile) -> Terms:
@@ -309,6 +334,6 @@ def _terms(tile: _Tile) -> Terms:
     return Terms(at_x, places_of(sizes, (tile.filters.image, *tile.filters.axes)))
 
 
-def _fill(rows: int) -> float:
-    """Return how many rows a block has, in the mean."""
-    return rows / -(-rows // MOST_ROWS)
+def _fill(rows: int, most: int) -> float:
+    """Return how many rows a block has, in the mean, which holds so many at most."""
+    return rows / -(-rows // most)

@@ -11,7 +11,6 @@ from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import DirectPlan
-from im2col_conv.engine.direct.sums import lanes_of
 from im2col_conv.engine.direct.tile import blocks_of
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.tiling import SHARES
@@ -46,7 +45,7 @@ def numbers_of_group(plan: DirectPlan) -> int:
     """Return how many numbers the arranged weights of a group take."""
     _, F, C = _sizes(plan)
     if plan.kind is Kind.OUTPUTS:
-        blocks, width = blocks_of(F, plan.dtype)
+        blocks, width = blocks_of(F, plan.lanes)
         F = blocks * width
     return F * C * plan.geometry.taps
 
@@ -59,7 +58,7 @@ def _sizes(plan: DirectPlan) -> tuple[int, int, int]:
 
 def _by_taps(plan: DirectPlan, w: Array, room: Room) -> Array:
     """Return (1, taps times channels, and some more that a vector may reach over)."""
-    taps, channels, lanes = plan.geometry.taps, plan.geometry.C, lanes_of(plan.dtype)
+    taps, channels, lanes = plan.geometry.taps, plan.geometry.C, plan.lanes
     memory = room("weights", (1, taps * channels + lanes), plan.dtype)
     memory[0, taps * channels :] = 0
     order = slice(None, None, -1 if plan.flipped else 1)
@@ -89,7 +88,7 @@ def _exchanging(plan: DirectPlan) -> Program:
 def _in_vectors(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
     """Return (g, blocks of F taps C width), each block with so many filters side by side."""
     g, F, _ = _sizes(plan)
-    blocks, width = blocks_of(F, plan.dtype)
+    blocks, width = blocks_of(F, plan.lanes)
     memory = room("weights", (g, numbers_of_group(plan)), plan.dtype)
     if F % width:
         memory.reshape(g, blocks, -1, width)[:, -1, :, F % width :] = 0
@@ -99,7 +98,7 @@ def _in_vectors(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
 
 def _turning(plan: DirectPlan) -> Program:
     (g, F, C), taps = _sizes(plan), plan.geometry.taps
-    blocks, width = blocks_of(F, plan.dtype)
+    blocks, width = blocks_of(F, plan.lanes)
     each_filter, each_channel = (taps, F * taps) if plan.flipped else (C * taps, taps)
     first, each_tap = (taps - 1, -1) if plan.flipped else (0, 1)
     apart = width * each_filter, taps * C * width

@@ -1,19 +1,21 @@
-"""Machine code for x86-64 with AVX2, written instruction by instruction: no more than is needed.
+"""Machine code for x86-64 with AVX2 or AVX-512, instruction by instruction: no more than is needed.
 
-An instruction is a few bytes: prefixes that say how wide it is and which of sixteen registers are
-meant, a number for what it does, and its operands. Every operand in memory is written alike here,
+An instruction is a few bytes: prefixes that say how wide it is and which registers are meant, a
+number for what it does, and its operands. Every operand in memory is written alike here,
 
     base + counter * scale + displacement,
 
-with four bytes of displacement, so that there is one form to understand and to test. The source is
+with four bytes of displacement, so that there is one way to understand and to test. The source is
 the Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (Intel, 2024).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Address", "Assembler", "Register", "Vector"]
+import numpy as np
+
+__all__ = ["AVX2", "AVX512", "AVX512_HALF", "Address", "Assembler", "Form", "Register", "Vector"]
 
 
 class Register(int):
@@ -21,7 +23,7 @@ class Register(int):
 
 
 class Vector(int):
-    """One of the sixteen registers of 256 bits, by the processor's number."""
+    """One of the registers of vectors, by the processor's number."""
 
 
 class Address(NamedTuple):
@@ -32,6 +34,32 @@ class Address(NamedTuple):
     scale: int = 1
     displacement: int = 0
 
+
+class Form(NamedTuple):
+    """How instructions of vectors are written.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of a vector.
+    registers : int
+        Of vectors. Where there are 32, instructions are those of AVX-512.
+    """
+
+    size: int
+    registers: int
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks have registers of their own, with a bit for each number."""
+        return self.registers > 16
+
+    def lanes(self, dtype: np.dtype[Any]) -> int:
+        """Return how many numbers a vector has."""
+        return self.size // dtype.itemsize
+
+
+AVX2, AVX512_HALF, AVX512 = Form(32, 16), Form(32, 32), Form(64, 32)
 
 _STACK = 4  # as a counter, it means that there is none
 _SCALES = {1: 0, 2: 1, 4: 2, 8: 3}
@@ -45,20 +73,22 @@ class Assembler:
 
     Parameters
     ----------
+    form : Form
+        Of the vectors.
     double : bool
-        Whether vectors hold four numbers of 64 bits, and not eight of 32.
+        Whether they hold numbers of 64 bits, and not of 32.
 
     Examples
     --------
-    >>> code = Assembler(double=False)
+    >>> code = Assembler(AVX2, double=False)
     >>> code.add_number(Register(0), 1)
     >>> code.back()
     >>> code.finished().hex(" ")
     '48 81 c0 01 00 00 00 c3'
     """
 
-    def __init__(self, *, double: bool) -> None:
-        self._double = double
+    def __init__(self, form: Form, *, double: bool) -> None:
+        self._form, self._double = form, double
         self._code = bytearray()
         self._labels: dict[str, int] = {}
         self._jumps: list[tuple[int, str]] = []
@@ -193,37 +223,59 @@ class Assembler:
     # Vectors
 
     def load_vector(self, target: Vector, source: Address) -> None:
-        """Set ``target`` to 32 bytes of memory."""
+        """Set ``target`` to a vector of memory."""
         self._vector(0x10, _NO_PREFIX, _0F, target, Vector(0), source)
 
     def store_vector(self, target: Address, source: Vector) -> None:
-        """Set 32 bytes of memory."""
+        """Set a vector of memory."""
         self._vector(0x11, _NO_PREFIX, _0F, source, Vector(0), target)
 
+    def load_mask(self, mask: Vector, source: Address) -> None:
+        """Set ``mask`` to one in memory: where masks have registers of their own, to two bytes."""
+        if self._form.masks:
+            self._vex(0x90, _NO_PREFIX, _0F, mask, Vector(0), source, bits_256=False)
+        else:
+            self.load_vector(mask, source)
+
     def store_masked(self, target: Address, mask: Vector, source: Vector) -> None:
-        """Set those numbers in memory whose mask has its highest bit."""
-        number = 0x2F if self._double else 0x2E
-        self._vector(number, _66, _0F38, source, mask, target)
-
-    def load_one(self, target: Vector, source: Address) -> None:
-        """Set the first number of ``target`` to one in memory, and the others to zero."""
-        self._vector(0x10, _F2 if self._double else _F3, _0F, target, Vector(0), source)
-
-    def store_one(self, target: Address, source: Vector) -> None:
-        """Set one number in memory to the first of ``source``."""
-        self._vector(0x11, _F2 if self._double else _F3, _0F, source, Vector(0), target)
+        """Set those numbers in memory whose mask is one, or has its highest bit."""
+        if self._form.masks:
+            prefix, wide = (_66, True) if self._double else (_NO_PREFIX, False)
+            self._evex(0x11, prefix, _0F, source, Vector(0), target, wide=wide, mask=mask)
+        else:
+            number = 0x2F if self._double else 0x2E
+            self._vex(number, _66, _0F38, source, mask, target)
 
     def broadcast(self, target: Vector, source: Address) -> None:
         """Set every number of ``target`` to one in memory."""
         number = 0x19 if self._double else 0x18
-        self._vector(number, _66, _0F38, target, Vector(0), source)
+        wide = self._double and self._form.masks
+        self._vector(number, _66, _0F38, target, Vector(0), source, wide=wide)
+
+    def copy_vector(self, target: Vector, source: Vector) -> None:
+        """Set ``target`` to ``source``."""
+        self._vector(0x28, _NO_PREFIX, _0F, target, Vector(0), source)
+
+    def multiply_add(self, target: Vector, left: Vector, right: Vector | Address) -> None:
+        """Add ``left`` times ``right`` to ``target``, rounded once."""
+        self._vector(0xB8, _66, _0F38, target, left, right, wide=self._double)
+
+    # Those that are written for AVX2 alone
+
+    def load_one(self, target: Vector, source: Address) -> None:
+        """Set the first number of ``target`` to one in memory, and the others to zero."""
+        self._vex(0x10, _F2 if self._double else _F3, _0F, target, Vector(0), source)
+
+    def store_one(self, target: Address, source: Vector) -> None:
+        """Set one number in memory to the first of ``source``."""
+        self._vex(0x11, _F2 if self._double else _F3, _0F, source, Vector(0), target)
 
     def take_even(self, target: Vector, source: Address) -> None:
         """Set ``target`` to its even numbers of 32 bits, and those of 32 bytes of memory."""
         two_and_two, inner_parts_exchanged = 0x88, 0xD8
-        self._vector(0xC6, _NO_PREFIX, _0F, target, target, source)
+        self._vex(0xC6, _NO_PREFIX, _0F, target, target, source)
         self._code.append(two_and_two)
-        self._vector(0x01, _66, _0F3A, target, Vector(0), target, wide=True)
+        self._vex(0x01, _66, _0F3A, target, Vector(0), target, wide=True)
         self._code.append(inner_parts_exchanged)
 
     def interleave(
@@ -234,20 +286,12 @@ class Assembler:
         Of 64 bits, where ``double``, one of each half; else of 32.
         """
         prefix = _66 if double else _NO_PREFIX
-        self._vector(0x15 if high else 0x14, prefix, _0F, target, left, right)
+        self._vex(0x15 if high else 0x14, prefix, _0F, target, left, right)
 
     def join_halves(self, target: Vector, left: Vector, right: Vector, *, high: bool) -> None:
         """Set ``target`` to the lower halves of both, or the higher ones."""
-        self._vector(0x06, _66, _0F3A, target, left, right)
+        self._vex(0x06, _66, _0F3A, target, left, right)
         self._code.append(0x31 if high else 0x20)
-
-    def copy_vector(self, target: Vector, source: Vector) -> None:
-        """Set ``target`` to ``source``."""
-        self._vector(0x28, _NO_PREFIX, _0F, target, Vector(0), source)
-
-    def multiply_add(self, target: Vector, left: Vector, right: Vector | Address) -> None:
-        """Add ``left`` times ``right`` to ``target``, rounded once."""
-        self._vector(0xB8, _66, _0F38, target, left, right, wide=self._double)
 
     def clear_upper_halves(self) -> None:
         """Clear the upper halves of all vectors, without which older code would run slowly."""
@@ -275,12 +319,53 @@ class Assembler:
         *,
         wide: bool = False,
     ) -> None:
-        """Write an instruction of vectors: its prefix holds three bits of registers inverted."""
+        """Write an instruction of vectors that all forms have."""
+        if self._form.masks:
+            self._evex(number, prefix, table, register, second, other, wide=wide)
+        else:
+            self._vex(number, prefix, table, register, second, other, wide=wide)
+
+    def _vex(
+        self,
+        number: int,
+        prefix: int,
+        table: int,
+        register: Vector,
+        second: Vector,
+        other: Vector | Address,
+        *,
+        wide: bool = False,
+        bits_256: bool = True,
+    ) -> None:
+        """Write an instruction of AVX2: its prefix holds the high bits of registers inverted."""
         counter, base = _parts(other)
+        if max(register, second, base) > 15:
+            raise ValueError("an instruction of AVX2 has sixteen registers of vectors")
         high = register >> 3 << 7 | counter >> 3 << 6 | base >> 3 << 5
-        bits_256 = 4
-        last = wide << 7 | (second ^ 15) << 3 | bits_256 | prefix
+        last = wide << 7 | (second ^ 15) << 3 | bits_256 << 2 | prefix
         self._code += bytes([0xC4, high ^ 0xE0 | table, last, number])
+        self._operand(register, other)
+
+    def _evex(
+        self,
+        number: int,
+        prefix: int,
+        table: int,
+        register: Vector,
+        second: Vector,
+        other: Vector | Address,
+        *,
+        wide: bool,
+        mask: int = 0,
+    ) -> None:
+        """Write an instruction of AVX-512; a register that is the last operand has a bit more."""
+        counter, base = _parts(other)
+        if not isinstance(other, Address):
+            counter = base >> 4 << 3
+        high = register >> 3 << 7 | counter >> 3 << 6 | (base >> 3 & 1) << 5 | register >> 4 << 4
+        middle = wide << 7 | (second & 15 ^ 15) << 3 | 4 | prefix
+        last = (self._form.size // 32) << 5 | (second >> 4 ^ 1) << 3 | mask
+        self._code += bytes([0x62, (high & 0xFF) ^ 0xF0 | table, middle, last, number])
         self._operand(register, other)
 
     def _operand(self, register: int, other: int | Address) -> None:

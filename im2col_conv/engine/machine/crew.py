@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import aligned
-from im2col_conv.engine.machine.assembler import Address, Assembler, Register
+from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Register
 from im2col_conv.engine.machine.memory import loaded, never_freed
 from im2col_conv.engine.processors import HelperThread, Team, others
 
@@ -182,7 +182,7 @@ class _Routines(NamedTuple):
 @cache
 def _routines() -> _Routines:
     """Return the routines, which are written when they are first asked for."""
-    code = Assembler(double=False)
+    code = Assembler(AVX2, double=False)
     _write_work(code)
     _write_share(code)
     _write_wait(code)

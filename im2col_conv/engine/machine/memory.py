@@ -1,4 +1,4 @@
-"""Memory that the processor may run, and whether it can run what is written for it here."""
+"""Memory that the processor may run, whether it can run what is written here, in which forms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from functools import cache
 
 from im2col_conv.engine.kernels import level_of, processor_features
+from im2col_conv.engine.machine.assembler import AVX2, AVX512, AVX512_HALF, Form
 
-__all__ = ["loaded", "never_freed", "why_not_run"]
+__all__ = ["forms_here", "loaded", "never_freed", "why_not_run"]
 
 
 def loaded(code: bytes) -> int:
@@ -35,6 +36,13 @@ def loaded(code: bytes) -> int:
 def never_freed(memory: object) -> None:
     """Keep an object for as long as the process lives: threads may run in it to its very end."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+
+
+@cache
+def forms_here() -> tuple[Form, ...]:
+    """Return the forms that vectors of sums may have, those of most numbers first."""
+    wide = level_of(processor_features()) == "AVX512"
+    return (AVX512, AVX512_HALF) if wide else (AVX2,)
 
 
 @cache
