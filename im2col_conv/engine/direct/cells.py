@@ -21,7 +21,12 @@ from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["Cells", "Part", "Steps", "cells_of", "is_near", "parts_of", "steps_of"]
+__all__ = ["FOLDED", "Cells", "Part", "Steps", "cells_of", "is_near", "parts_of", "steps_of"]
+
+
+# Cells so many channels apart, or a multiple, fall on few lines of the cache, where few of them
+# fit: so a copy has some numbers more between them. Where it is twice as far, none is read in x.
+FOLDED, SPREAD = 256, 16
 
 
 class Steps(NamedTuple):
@@ -84,7 +89,8 @@ class Cells:
         """
         *outer, line = self.extent
         if self.last:
-            return (images, *outer, line, channels)
+            spread = SPREAD if channels % FOLDED == 0 else 0
+            return (images, *outer, line, channels + spread)
         lines = (self.phases, -(-line // self.phases))
         if self.planes:
             return (images, channels, *outer, *lines)

@@ -62,7 +62,7 @@ def fill(cells: Cells, memory: Array, image: Array) -> None:
         sizes = (*cells.inside[:-1], count)
         box = (slice(p, p + m) for p, m in zip(places, sizes, strict=True))
         view = ordered if cells.last else ordered[..., phase, :]
-        view[(slice(None), slice(None), *box)] = image[..., first :: cells.phases]
+        view[(slice(None), slice(c), *box)] = image[..., first :: cells.phases]
 
 
 def _moves(lie: _Lie) -> tuple[Moves | None, ...]:

@@ -14,9 +14,9 @@ from im2col_conv.engine.direct.cells import is_near
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
 from im2col_conv.engine.direct.tile import blocks_of, vectors_of
-from im2col_conv.engine.direct.turns import Strip, Turns, side_of
+from im2col_conv.engine.direct.turns import Strip, Turns, pieces_of, side_of
 
-__all__ = ["Filters", "filters_of"]
+__all__ = ["Filters", "filters_of", "joined"]
 
 
 class Filters(NamedTuple):
@@ -66,40 +66,39 @@ def _turning(
     """
     G, F = plan.geometry.groups, plan.geometry.F // plan.geometry.groups
     image, channel, *axes = given
-    (blocks, width), lanes = blocks_of(F, plan.lanes), side_of(plan.dtype.itemsize)
-    (*outer, line), apart = _joined(outs, axes)
+    (blocks, width), side = blocks_of(F, plan.lanes), side_of(plan.dtype.itemsize)
+    (*outer, line), apart = joined(outs, axes)
     positions = math.prod(outs)
     into = tuple(width * math.prod((*outer, line)[axis + 1 :]) for axis in range(len(outer) + 1))
     strips: list[Strip] = []
     boxes: list[Box] = []
-    for group, first in product(range(G), range(0, F, lanes)):
+    for group, first in product(range(G), range(0, F, side)):
         block, lane = divmod(first, width)
-        filters = min(lanes, F - first)
+        filters = min(side, F - first)
         source = (group * F + first) * channel
         target = (group * blocks + block) * n * positions * width + lane
-        vectors = line // lanes if filters == lanes and apart[-1] == 1 else 0
-        if vectors:
-            far = zip(places_of(outer, apart[:-1]), places_of(outer, into[:-1]), strict=True)
-            strips += [Strip(source + at, target + to, vectors) for at, to in far]
-        done = vectors * lanes
-        begin = source + done * apart[-1], target + done * width
-        boxes.append(Box(*begin, (*outer, line - done, filters), apart, into))
+        pieces = list(pieces_of(line, side)) if filters == side and apart[-1] == 1 else []
+        far = zip(places_of(outer, apart[:-1]), places_of(outer, into[:-1]), strict=True)
+        for (at, to), (piece, vectors) in product(far, pieces):
+            strips.append(Strip(source + at + piece, target + to, vectors, piece))
+        if not pieces:
+            boxes.append(Box(source, target, (*outer, line, filters), apart, into))
     again = Again(n, image, positions * width)
     found: list[Turns | Moves] = []
     if strips:
-        found.append(Turns(strips, (channel, width), again, plan.dtype.itemsize))
-    boxes = [box for box in boxes if 0 not in box.shape]
+        targets = np.arange(line) * width
+        found.append(Turns(strips, channel, targets, again, plan.dtype.itemsize))
     if boxes:
         found.append(Moves(boxes, again, channel, plan.dtype.itemsize))
     return tuple(found)
 
 
-def _joined(outs: tuple[int, ...], axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def joined(outs: tuple[int, ...], axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return fewer and longer axes, where outputs follow one another, and their steps.
 
     Examples
     --------
-    >>> _joined((3, 4, 5), (40, 5, 1)), _joined((3, 4), (8, 2))
+    >>> joined((3, 4, 5), (40, 5, 1)), joined((3, 4), (8, 2))
     (((3, 20), (40, 1)), ((12,), (2,)))
     """
     sizes, steps = list(outs[-1:]), list(axes[-1:])

@@ -67,7 +67,8 @@ def forward(
         if lies.x is None:
             fill(own.cells, copy, x[own.seen])
         sums = y if lies.y is not None else room_for(plan, scratch, own)
-        one.run_task(at, [x, sums, bias, W, copy])
+        turned = scratch.array("y turned", (one.numbers_in(Of.TURNED),), dtype)
+        one.run_task(at, [x, sums, bias, W, copy, turned])
         if lies.y is None:
             y[own.made] = sums
 
@@ -85,6 +86,11 @@ def _run(
     W, (*_, bias) = arrange(workers), arrays
     with ExitStack() as stack:
         lent = [stack.enter_context(lend_scratch()) for _ in range(workers - 1)]
-        numbers = program.numbers_in(Of.COPY)
-        copies = [each.array("cells of x", (numbers,), bias.dtype) for each in (shared, *lent)]
-        program.run([[*arrays, W, copy] for copy in copies])
+        own = [
+            [
+                each.array(name, (program.numbers_in(array),), bias.dtype)
+                for name, array in (("cells of x", Of.COPY), ("y turned", Of.TURNED))
+            ]
+            for each in (shared, *lent)
+        ]
+        program.run([[*arrays, W, *memory] for memory in own])

@@ -118,6 +118,7 @@ _SAVED = (_RBX, _RBP, _R12, _R13, _R14, _R15)  # which a function must leave as 
 _TERM, _CALL, _STEP = _RAX, _RDI, _RBX
 _B0, _B1, _A, _SECOND_A, _ALPHA, _BETA = _RCX, _RDX, _RSI, _RBP, _R8, _R9
 _COLUMN, _COLUMNS_END, _C = _R13, _R14, _R15
+_ROWS_APART = 6
 _OTHERS = 4  # registers of vectors that hold no sums: two of them what all rows of a block meet
 
 # A row lies at a register plus 0, 1, 2, 4 or 8 steps: which rows are found from the first one, and
@@ -125,16 +126,19 @@ _OTHERS = 4  # registers of vectors that hold no sums: two of them what all rows
 _FOUND_FROM = {0: (0, 1, 2, 4, 8), 1: (3, 5, 9), 5: (6, 7, 13), 9: (10, 11), 11: (12,)}
 
 
-def most_rows(form: Form) -> int:
+def most_rows(form: Form, kind: Kind) -> int:
     """Return how many rows a block has at most: twice as many sums stay in registers.
+
+    Where rows have nothing to share, a few hide how long an addition takes, and the cells that more
+    of them meet would not stay in the cache.
 
     Examples
     --------
     >>> from im2col_conv.engine.machine.assembler import AVX2, AVX512
-    >>> most_rows(AVX2), most_rows(AVX512)
-    (6, 14)
+    >>> [most_rows(form, Kind.OUTPUTS) for form in (AVX2, AVX512)], most_rows(AVX512, Kind.PLANES)
+    ([6, 14], 6)
     """
-    return (form.registers - _OTHERS) // 2
+    return (form.registers - _OTHERS) // 2 if kind.by_number else _ROWS_APART
 
 
 @cache
@@ -162,7 +166,9 @@ class Routine:
         code = _Code(form, dtype, kind).code
         start = loaded(code.finished())
         self.address = start
-        self.kernels = [start + code.place(f"{n} rows") for n in range(1, most_rows(form) + 1)]
+        self.kernels = [
+            start + code.place(f"{n} rows") for n in range(1, most_rows(form, kind) + 1)
+        ]
 
 
 @cache
@@ -183,7 +189,7 @@ class _Code:
         self._enter()
         self._parts()
         self._rows()
-        for rows in range(1, most_rows(form) + 1):
+        for rows in range(1, most_rows(form, kind) + 1):
             self._columns(rows)
         self._leave()
 

@@ -41,6 +41,8 @@ TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**22
 LEAST_SHARED = 10**7
+TURN_COST = 20  # terms of a sum in the time in which a result is turned
+COST_OF_HALVES = 1.35  # how much longer a sum takes in vectors of half the size
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 5 * 10**6
 FEW_COPIES = 2  # of each cell: for more, tiles are made fewer, and larger than the cache
@@ -48,6 +50,7 @@ FEWEST_SHARES = 2
 MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
 MOST_PARTS = 100  # of outputs that meet the same taps, none of which is padding
 MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks
+_OF_LINES = (Kind.FILTERS, Kind.PLANES)  # whose vectors are read along lines of cells
 FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
 
 
@@ -124,8 +127,13 @@ class DirectPlan(KeepingPlan):
 
     def cells(self, box: Slices) -> tuple[Cells, Slices]:
         """Return the cells that a box of outputs sees."""
-        planes = self.kind is Kind.PLANES
-        return cells_of(self.geometry, box, last=self.last, planes=planes, phased=not self.last)
+        planes, phased = self.kind is Kind.PLANES, self.kind in _OF_LINES
+        return cells_of(self.geometry, box, last=self.last, planes=planes, phased=phased)
+
+    @property
+    def turns(self) -> bool:
+        """Whether results are made with filters side by side, and then turned."""
+        return self.kind is Kind.OUTPUTS and not self.last
 
 
 def _kept(kept: dict[Hashable, Any], most: int, key: K, draw: Callable[[K], T]) -> T:
@@ -167,8 +175,8 @@ def plan_direct(
     run = adjoint_of(geometry) if flipped else geometry
     assert run is not None  # or it would not be covered
     last = layout == "channels_last"
-    kind = _kind(run, last=last)
-    form = form_of(forms, dtype, run.F // run.groups)
+    kind = _kind(run, forms, dtype, last=last)
+    form = form_of(forms, dtype, *_side_by_side(run, kind))
     lanes = form.lanes(dtype)
     shared = _shared_numbers(run, kind, lanes) * dtype.itemsize
     tiling = _tiles(run, kind, dtype, lanes, workspace - shared, last=last)
@@ -188,9 +196,19 @@ def plan_direct(
     )
 
 
-def form_of(forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int) -> Form:
-    """Return the form of vectors for so many numbers side by side."""
-    return forms[0]
+def form_of(forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int, vectors: int) -> Form:
+    """Return the form for so many numbers side by side, where vectors come in such a number.
+
+    The widest one, unless half of each would be empty.
+
+    Examples
+    --------
+    >>> from im2col_conv.engine.machine.assembler import AVX512, AVX512_HALF
+    >>> forms, dtype = (AVX512, AVX512_HALF), np.dtype(np.float32)
+    >>> [form_of(forms, dtype, numbers, 2).size for numbers in (16, 17)]
+    [32, 64]
+    """
+    return next((form for form in forms if 2 * numbers > vectors * form.lanes(dtype)), forms[-1])
 
 
 def work_of(geometry: ConvGeometry) -> int:
@@ -205,12 +223,42 @@ def shares_of(geometry: ConvGeometry) -> int:
     return 1 if work < LEAST_SHARED else max(2, min(SHARES, work // SHARE_WORK))
 
 
-def _kind(geometry: ConvGeometry, *, last: bool) -> Kind:
-    """Return what is summed: by where channels are, and how many filters see them."""
+def _kind(
+    geometry: ConvGeometry, forms: tuple[Form, ...], dtype: np.dtype[Any], *, last: bool
+) -> Kind:
+    """Return what is summed: by where channels are, and how many filters see them.
+
+    Where channels come first, vectors of filters leave results to be turned; those of a line's
+    outputs may be the emptier ones.
+    """
     filters, channels = geometry.F // geometry.groups, geometry.C // geometry.groups
     if last:
         return Kind.CHANNELS if filters == channels == 1 else Kind.OUTPUTS
-    return Kind.PLANES if filters <= FEW_FILTERS else Kind.FILTERS
+    if filters <= FEW_FILTERS:
+        return Kind.PLANES
+    lines, side_by_side = (
+        _sums_for_each(forms, dtype, *_side_by_side(geometry, kind))
+        for kind in (Kind.FILTERS, Kind.OUTPUTS)
+    )
+    saved = channels * geometry.taps * (lines - side_by_side)
+    return Kind.OUTPUTS if saved > TURN_COST else Kind.FILTERS
+
+
+def _sums_for_each(
+    forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int, vectors: int
+) -> float:
+    """Return how many numbers are summed for each that is wanted, with those that vectors leave."""
+    form = form_of(forms, dtype, numbers, vectors)
+    block = vectors * form.lanes(dtype)
+    cost = 1 if form == forms[0] else COST_OF_HALVES
+    return cost * -(-numbers // block) * block / numbers
+
+
+def _side_by_side(geometry: ConvGeometry, kind: Kind) -> tuple[int, int]:
+    """Return how many numbers of a result are side by side, and how many vectors share them."""
+    if kind is Kind.OUTPUTS:
+        return geometry.F // geometry.groups, 2
+    return geometry.F if kind is Kind.CHANNELS else geometry.out[-1], 1
 
 
 def _shared_numbers(geometry: ConvGeometry, kind: Kind, lanes: int) -> int:

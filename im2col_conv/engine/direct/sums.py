@@ -124,7 +124,7 @@ class Sums:
         self._dtype, size = dtype, dtype.itemsize
         self._routine = routine_for(form, dtype, kind)
         self._masks = masks_of(form, size)
-        blocks = _cut(runs, kind, steps, most_rows(form))
+        blocks = _cut(runs, kind, steps, most_rows(form, kind))
         lanes = form.lanes(dtype)
         self.reach = _reach(dtype, lanes, kind, terms, blocks, steps, vectors, parts)
         self._terms = np.stack(terms).astype(np.int32) * np.int32(size)

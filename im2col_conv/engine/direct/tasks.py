@@ -6,16 +6,21 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.direct.cells import Cells, Part, Steps, parts_of, steps_of
+from im2col_conv.engine.boxes import places_of
+from im2col_conv.engine.direct.cells import FOLDED, Cells, Part, Steps, parts_of, steps_of
 from im2col_conv.engine.direct.copied import copied
+from im2col_conv.engine.direct.filters import joined
 from im2col_conv.engine.direct.kernel import Kind
+from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import MOST_PARTS, MOST_TASKS_KEPT, DirectPlan
 from im2col_conv.engine.direct.tile import Tile, sums_of
+from im2col_conv.engine.direct.turns import Strip, Turns, pieces_of, side_of
 from im2col_conv.engine.direct.weights import numbers_of_group
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.workers import Scratch
@@ -34,9 +39,12 @@ __all__ = [
 
 
 class Of(IntEnum):
-    """The arrays of a program: the bias has zeros after it, and COPY is one of cells of x."""
+    """The arrays of a program: the bias has zeros after it, the last two are a worker's own.
 
-    X, Y, BIAS, W, COPY = range(5)
+    COPY is one of cells of x, and TURNED has results with filters side by side.
+    """
+
+    X, Y, BIAS, W, COPY, TURNED = range(6)
 
 
 class Lies(NamedTuple):
@@ -53,6 +61,11 @@ class Task(NamedTuple):
     seen: tuple[slice, ...]
     groups: slice
     cells: Cells
+
+    @property
+    def made_sizes(self) -> tuple[int, ...]:
+        """How many images and filters, and outputs along each axis."""
+        return tuple(each.stop - each.start for each in self.made)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -82,13 +95,14 @@ def _steps(plan: DirectPlan, task: Task, lies: Lies) -> list[Step]:
     geometry, places = plan.geometry, _places(plan, task, lies)
     parts = _parts_in_place(plan, task, lies)
     if parts is not None and lies.x is not None:
-        return [_sums(plan, task, lies, places, part, steps) for part, steps in parts]
+        made = (_made(plan, task, lies, places, part, steps) for part, steps in parts)
+        return [step for each in made for step in each]
     B, told = Place(Of.COPY), []
     if lies.x is not None:
         given = places.x, Place(Of.BIAS, geometry.F), B
         told = copied(plan, task.cells, *task.sizes, lies.x, *given)
     steps = task.cells.steps(*task.sizes)
-    return [*told, _sums(plan, task, lies, places._replace(x=B), _whole_of(task.cells), steps)]
+    return [*told, *_made(plan, task, lies, places._replace(x=B), _whole_of(task.cells), steps)]
 
 
 class _Places(NamedTuple):
@@ -109,12 +123,57 @@ def _places(plan: DirectPlan, task: Task, lies: Lies) -> _Places:
     )
 
 
-def _sums(
+def _made(
     plan: DirectPlan, task: Task, lies: Lies, places: _Places, part: Part, steps: Steps
+) -> list[Step]:
+    """Return what makes some outputs of a task: their sums, turned if need be."""
+    of_y = lies.y or _steps_of_room(task, last=plan.last)
+    if not plan.turns:
+        return [_sums(plan, task, places, part, steps, of_y)]
+    turned = _steps_of_room(task, last=True)
+    turns = plan.table(
+        (task.made_sizes, of_y),
+        lambda _: _turned(task.made_sizes, turned, of_y, plan.dtype.itemsize),
+    )
+    at, y = Place(Of.TURNED), places.y
+    return [
+        _sums(plan, task, places._replace(y=at), part, steps, turned),
+        *(each.of(at, y) for each in turns),
+    ]
+
+
+def _turned(
+    made: tuple[int, ...], given: tuple[int, ...], into: tuple[int, ...], itemsize: int
+) -> list[Turns | Moves]:
+    """Return what turns y[n, *outs, f] to y[n, f, *outs], which lie so: squares, and the rest."""
+    n, F, *outs = made
+    side = side_of(itemsize)
+    (*outer, line), apart = joined(tuple(outs), into[2:])
+    far = [math.prod((*outer, line)[axis + 1 :]) * F for axis in range(len(outer) + 1)]
+    again = Again(n, given[0], into[0])
+    if line < side or side > F:
+        box = Box(0, 0, (F, *outer, line), (1, *far[:-1]), (into[1], *apart[:-1]))
+        return [Moves([box], again, F, itemsize)]
+    lines = zip(places_of(outer, far[:-1]), places_of(outer, apart[:-1]), strict=True)
+    rows = [at + side * n for at, vectors in pieces_of(line, side) for n in range(vectors)]
+    strips = [
+        Strip(source + row * F + at, target + row, vectors, at)
+        for (source, target), row in product(lines, rows)
+        for at, vectors in pieces_of(F, side)
+    ]
+    return [Turns(strips, F, np.arange(F) * into[1], again, itemsize)]
+
+
+def _sums(
+    plan: DirectPlan,
+    task: Task,
+    places: _Places,
+    part: Part,
+    steps: Steps,
+    of_y: tuple[int, ...],
 ) -> Step:
-    """Return the sums of some outputs of a task."""
+    """Return the sums of some outputs of a task, which lie so."""
     geometry = plan.geometry
-    of_y = lies.y or _steps_of_room(plan, task)
     tile = Tile(
         plan.kind,
         plan.form,
@@ -150,6 +209,8 @@ def _parts_in_place(plan: DirectPlan, task: Task, lies: Lies) -> list[tuple[Part
     cell, a copy would take as long: so outputs that see padding are made apart.
     """
     line = plan.geometry.C if plan.last else task.cells.outs[-1]
+    if plan.last and plan.kind is Kind.OUTPUTS and line % (2 * FOLDED) == 0:
+        return None
     if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < plan.lanes):
         return None
     parts = [_whole_of(task.cells)]
@@ -197,20 +258,20 @@ def steps_of_lines(y: Array, dtype: np.dtype[Any], *, last: bool) -> tuple[int, 
     return steps if steps is not None and steps[1 if last else -1] == 1 else None
 
 
-def _shape_of_room(plan: DirectPlan, task: Task) -> tuple[int, ...]:
-    """Return the shape of memory for the results, in the order of the layout."""
-    n, f, *outs = (each.stop - each.start for each in task.made)
-    return (n, *outs, f) if plan.last else (n, f, *outs)
+def _shape_of_room(task: Task, *, last: bool) -> tuple[int, ...]:
+    """Return the shape of memory for the results, in the order of a layout."""
+    n, f, *outs = task.made_sizes
+    return (n, *outs, f) if last else (n, f, *outs)
 
 
 def room_for(plan: DirectPlan, scratch: Scratch, task: Task) -> Array:
     """Return memory for the results of a task."""
-    rows = scratch.array("y", _shape_of_room(plan, task), plan.dtype)
+    rows = scratch.array("y", _shape_of_room(task, last=plan.last), plan.dtype)
     return rows.transpose(0, -1, *range(1, rows.ndim - 1)) if plan.last else rows
 
 
-def _steps_of_room(plan: DirectPlan, task: Task) -> tuple[int, ...]:
+def _steps_of_room(task: Task, *, last: bool) -> tuple[int, ...]:
     """Return how it lies."""
-    shape = _shape_of_room(plan, task)
+    shape = _shape_of_room(task, last=last)
     n, *apart = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return (n, apart[-1], *apart[:-1]) if plan.last else (n, *apart)
+    return (n, apart[-1], *apart[:-1]) if last else (n, *apart)

@@ -122,8 +122,10 @@ def _of_outputs(tile: Tile) -> Sums:
     none = np.zeros_like(lines)
     runs = Runs(lines, none, at_y, none, none + tile.cells.outs[-1])
     steps = tile.cells.apart(-1, tile.x), tile.y[-1]
-    taps_first = _terms(tile).reshape(tile.C, -1).T.ravel()
-    terms = Terms(taps_first, np.arange(K) * width)
+    at_x = _terms(tile)
+    if tile.cells.last:  # channels of a cell follow one another
+        at_x = at_x.reshape(tile.C, -1).T.ravel()
+    terms = Terms(at_x, np.arange(K) * width)
     made = np.where(numbers > 0, first, 0)
     vectors = Vectors(block * K * width + lane, made, first, numbers)
     return _sums(tile, terms, runs, steps, vectors, parts)

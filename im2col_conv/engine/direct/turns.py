@@ -5,77 +5,89 @@ Rows that lie far apart are read a vector at a time, not a number at a time as l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
+from im2col_conv.arrays import Array
 from im2col_conv.engine.direct.moves import Again, go_further
 from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Register, Vector
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["Strip", "Turns", "side_of"]
+__all__ = ["Strip", "Turns", "pieces_of", "side_of"]
 
 _VECTOR = AVX2.size
 
 
 class Strip(NamedTuple):
-    """As many rows as a vector has numbers: where they begin, and how many vectors are in each."""
+    """As many rows as a vector has numbers: where they begin, and how many vectors are in each.
+
+    ``first`` is the number, in the list of targets, of the first column.
+    """
 
     source: int
     target: int
     vectors: int
+    first: int
 
 
 class Turns:
-    """Strips of rows, which become columns: target[j, i] = source[i, j].
+    """Strips of rows, which become columns: target[targets[j] + i] = source[i, j].
 
     Offsets and steps are counted in numbers.
 
     Parameters
     ----------
     strips : sequence of Strip
-    steps : (int, int)
-        From row to row of the source, and of the target.
+    step : int
+        From row to row of the source.
+    targets : array of int
+        Where each column goes, as a row, from where a strip's target begins.
     again : Again
     itemsize : int
 
     Examples
     --------
     >>> from im2col_conv.engine.machine.program import Program
-    >>> turns = Turns([Strip(0, 0, 1)], (5, 4), Again(1, 0, 0), 8)
+    >>> turns = Turns([Strip(0, 0, 1, 0)], 5, np.array([0, 4, 12, 8]), Again(1, 0, 0), 8)
     >>> source, target = np.arange(20.0), np.zeros(16)
     >>> Program([[turns.of(Place(0), Place(1))]]).run([[source, target]])
-    >>> target[:8]
-    array([ 0.,  5., 10., 15.,  1.,  6., 11., 16.])
+    >>> target[:8], target[12:]
+    (array([ 0.,  5., 10., 15.,  1.,  6., 11., 16.]), array([ 2.,  7., 12., 17.]))
     """
 
     def __init__(
-        self, strips: Sequence[Strip], steps: tuple[int, int], again: Again, itemsize: int
+        self, strips: Sequence[Strip], step: int, targets: Array, again: Again, itemsize: int
     ) -> None:
         table = np.array(strips, np.int64).reshape(-1, len(Strip._fields))
-        lanes, (source_step, target_step) = side_of(itemsize), steps
+        side = side_of(itemsize)
         if again.times < 1 or table.size == 0 or table[:, 2].min() < 1:
             raise ValueError("there is nothing to turn")
-        if min(*steps, *again, table.min()) < 0:
+        source, target, vectors, first = table.T
+        if min(step, *again, table.min(), targets.min()) < 0:
             raise ValueError("a strip begins before its array")
-        source, target, vectors = table.T
+        if (first + vectors * side).max() > len(targets):
+            raise ValueError(f"a strip has columns that are none of the {len(targets)} targets")
         last = again.times - 1
+        columns = zip(first, first + vectors * side, strict=True)
+        farthest = np.array([targets[begin:end].max() for begin, end in columns])
         ends = (
-            source + (lanes - 1) * source_step + vectors * lanes + last * again.source,
-            target + (vectors * lanes - 1) * target_step + lanes + last * again.target,
+            source + (side - 1) * step + vectors * side + last * again.source,
+            target + farthest + side + last * again.target,
         )
         self._needs = tuple(
             Need(int(end.max()), itemsize, None, written)
             for end, written in zip(ends, (False, True), strict=True)
         )
-        self._table = table * np.array([itemsize, itemsize, 1])
+        self._targets = targets.astype(np.int64) * itemsize
+        self._table = table * np.array([itemsize, itemsize, 1, 8])
+        self._table[:, 3] += self._targets.ctypes.data
         begin, end = self._table.ctypes.data, self._table.ctypes.data + self._table.nbytes
         apart = again.source * itemsize, again.target * itemsize
-        told = source_step * itemsize, target_step * itemsize
-        self._told = (*told, begin, end, again.times, *apart)
+        self._told = (step * itemsize, begin, end, again.times, *apart)
         self._routine = _turner(itemsize)
 
     def of(self, source: Place, target: Place) -> Step:
@@ -88,23 +100,36 @@ def side_of(itemsize: int) -> int:
     return _VECTOR // itemsize
 
 
+def pieces_of(numbers: int, side: int) -> Iterator[tuple[int, int]]:
+    """Yield the first of some numbers and how many vectors begin there; the last may overlap.
+
+    Examples
+    --------
+    >>> list(pieces_of(19, 8)), list(pieces_of(16, 8)), list(pieces_of(7, 8))
+    ([(0, 2), (11, 1)], [(0, 2)], [])
+    """
+    whole = numbers // side
+    if whole:
+        yield 0, whole
+        if numbers % side:
+            yield numbers - side, 1
+
+
 _FIELDS = (
-    *("source", "target", "source_step", "target_step", "strips", "strips_end"),
+    *("source", "target", "step", "strips", "strips_end"),
     *("times", "source_apart", "target_apart"),
 )
-_RAX, _RCX, _RDX, _RBX, _RSI, _RDI = (Register(n) for n in (0, 1, 2, 3, 6, 7))
+_RAX, _RDX, _RBX, _RSI, _RDI = (Register(n) for n in (0, 2, 3, 6, 7))
 _R8, _R9, _R10, _R11 = (Register(n) for n in range(8, 12))
 
 
 @cache
 def _turner(itemsize: int) -> int:
     """Return where the routine begins, which is written when it is first asked for."""
-    code, lanes = Assembler(AVX2, double=itemsize == 8), side_of(itemsize)
+    code, side = Assembler(AVX2, double=itemsize == 8), side_of(itemsize)
     code.push(_RBX)
-    code.load(_R8, _field(_RDI, _FIELDS, "source_step"))
-    code.load(_R11, _field(_RDI, _FIELDS, "target_step"))
+    code.load(_R8, _field(_RDI, _FIELDS, "step"))
     code.load_address(_R9, Address(_R8, _R8, 2))
-    code.load_address(_RCX, Address(_R11, _R11, 2))
     code.label("again")
     code.load(_RBX, _field(_RDI, _FIELDS, "strips"))
     code.label("strip")
@@ -114,15 +139,16 @@ def _turner(itemsize: int) -> int:
         code.load(register, _field(_RBX, Strip._fields, name))
         code.add(register, _field(_RDI, _FIELDS, name))
     code.load(_RAX, _field(_RBX, Strip._fields, "vectors"))
+    code.load(_R11, _field(_RBX, Strip._fields, "first"))
     code.add_number(_RBX, len(Strip._fields) * 8)
     code.label("vector")
-    for row, place in enumerate(_rows(code, _RSI, _R8, _R9, _R10)[:lanes]):
+    for row, place in enumerate(_rows(code)[:side]):
         code.load_vector(Vector(row), place)
-    turned = _turn(code, [Vector(row) for row in range(lanes)])
-    for vector, place in zip(turned, _rows(code, _RDX, _R11, _RCX, _R10), strict=False):
-        code.store_vector(place, vector)
+    for column, vector in enumerate(_turn(code, [Vector(row) for row in range(side)])):
+        code.load(_R10, Address(_R11, displacement=8 * column))
+        code.store_vector(Address(_RDX, _R10), vector)
     code.add_number(_RSI, _VECTOR)
-    code.load_address(_RDX, Address(_RDX, _R11, lanes))
+    code.add_number(_R11, 8 * side)
     code.add_number(_RAX, -1)
     code.jump_if_not_zero("vector")
     code.jump("strip")
@@ -139,20 +165,18 @@ def _turner(itemsize: int) -> int:
     return loaded(code.finished())
 
 
-def _rows(
-    code: Assembler, begin: Register, step: Register, three_steps: Register, fourth: Register
-) -> list[Address]:
-    """Return where eight rows begin; ``fourth`` is set to where the fourth does."""
-    code.load_address(fourth, Address(begin, three_steps))
+def _rows(code: Assembler) -> list[Address]:
+    """Return where eight rows begin; another register is set to where the fourth does."""
+    code.load_address(_R10, Address(_RSI, _R9))
     return [
-        Address(begin),
-        Address(begin, step),
-        Address(begin, step, 2),
-        Address(fourth),
-        Address(begin, step, 4),
-        Address(fourth, step, 2),
-        Address(begin, three_steps, 2),
-        Address(fourth, step, 4),
+        Address(_RSI),
+        Address(_RSI, _R8),
+        Address(_RSI, _R8, 2),
+        Address(_R10),
+        Address(_RSI, _R8, 4),
+        Address(_R10, _R8, 2),
+        Address(_RSI, _R9, 2),
+        Address(_R10, _R8, 4),
     ]
 
 

@@ -92,11 +92,13 @@ def plan_weight_grad(
     spine: Plan,
 ) -> WeightGradPlan | None:
     """Draw the tiles of a pass to the weights; None where there would be too many."""
-    form = form_of(forms, dtype, geometry.F // geometry.groups)
+    form = form_of(forms, dtype, geometry.F // geometry.groups, 2)
     lanes = form.lanes(dtype)
     blocks, width = blocks_of(geometry.F // geometry.groups, lanes)
     depth = geometry.C // geometry.groups * geometry.taps
-    sum_bytes = geometry.groups * (depth + most_rows(form)) * blocks * width * dtype.itemsize
+    sum_bytes = (
+        geometry.groups * (depth + most_rows(form, Kind.OUTPUTS)) * blocks * width * dtype.itemsize
+    )
     room = min(TILE_BYTES, workspace // 8)
     tiling = cut_to_fit(
         (geometry.N, *geometry.out),
@@ -183,7 +185,7 @@ def _summed(
     program = plan.program(lies, lambda lies: _program(plan, lies))
     (G, F, K), dtype = plan.sizes, plan.dtype
     blocks, width = blocks_of(F, plan.lanes)
-    rows = K + most_rows(plan.form)
+    rows = K + most_rows(plan.form, Kind.OUTPUTS)
     sums = shared.array("dw sums", (plan.tasks, G, rows, blocks * width), dtype)
     sums[:, :, K:] = 0  # of which a task may make fewer
     one = np.zeros(1 + plan.lanes, dtype)
@@ -230,7 +232,7 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
         dout = turned
     blocks, width = blocks_of(F, plan.lanes)
     row = blocks * width
-    partial = Place(Of.SUMS, index * G * (K + most_rows(plan.form)) * row)
+    partial = Place(Of.SUMS, index * G * (K + most_rows(plan.form, Kind.OUTPUTS)) * row)
     one, zeros = Place(Of.ONE), Place(Of.ONE, 1)
     tile = _Tile(plan.form, plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
     steps.append(plan.table(tile, _sums).of(x, dout, partial, zeros))
@@ -264,7 +266,7 @@ def _sums(tile: _Tile) -> Sums:
     # dw.T (K, F) = x[alpha_k + beta_p] (K, P) @ dout.T (P, F), P outputs of a tile
     terms, taps = _terms(tile), tile.cells.taps(tile.x)
     kernel, channels = tile.cells.kernel[-1], np.arange(tile.C)
-    most = most_rows(tile.form)
+    most = most_rows(tile.form, Kind.OUTPUTS)
     if _fill(tile.C, most) >= _fill(kernel, most):  # rows of a block are channels
         none = np.zeros_like(taps)
         places = np.arange(len(taps)) * tile.row
@@ -281,7 +283,7 @@ def _sums(tile: _Tile) -> Sums:
 
 def _sums_of_ones(tile: _Tile) -> Sums:
     # rows of db (R, F) = ones (1, P / R) @ dout.T (R, P / R, F)
-    places = _rows_alike(_terms(tile).b, most_rows(tile.form))
+    places = _rows_alike(_terms(tile).b, most_rows(tile.form, Kind.OUTPUTS))
     depth = tile.C * math.prod(tile.cells.kernel)
     R, first = len(places), places[:1, 0]
     runs = Runs(_NONE, first, _NONE + depth * tile.row, _NONE, _NONE + R)
@@ -315,7 +317,7 @@ def _of_rows(
     parts = Parts(
         group * x_group,
         group * filters.group,
-        group * (depth + most_rows(tile.form)) * tile.row,
+        group * (depth + most_rows(tile.form, Kind.OUTPUTS)) * tile.row,
         0 * group,
     )
     first, at = np.array(filters.first), np.array(filters.at)

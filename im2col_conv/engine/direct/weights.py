@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import DirectPlan
 from im2col_conv.engine.direct.tile import blocks_of
+from im2col_conv.engine.direct.turns import Strip, Turns, pieces_of, side_of
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.tiling import SHARES
 from im2col_conv.prepared import Room
@@ -97,24 +100,75 @@ def _in_vectors(plan: DirectPlan, workers: int, w: Array, room: Room) -> Array:
 
 
 def _turning(plan: DirectPlan) -> Program:
+    """Return what lays filters side by side: whole squares are turned, the rest is copied."""
+    _, F, C = _sizes(plan)
+    side, taps = side_of(plan.dtype.itemsize), plan.geometry.taps
+    columns = taps if plan.flipped else C * taps
+    turned = F // side * side if columns >= side else 0
+    steps = [*_turned(plan, turned), *_laid(plan, turned)]
+    return Program([[step] for step in steps])
+
+
+def _rows_apart(plan: DirectPlan) -> tuple[int, int]:
+    """Return how far rows of neighbouring channels, and taps, are apart in the order of sums."""
+    (_, F, C), taps = _sizes(plan), plan.geometry.taps
+    _, width = blocks_of(F, plan.lanes)
+    return (width, C * width) if plan.last else (taps * width, width)
+
+
+def _turned(plan: DirectPlan, turned: int) -> Iterator[Step]:
+    """Yield the steps that turn the first filters, in parts that workers may share.
+
+    Of each, all that is summed lies side by side; where dx is made, the taps of a channel.
+    """
+    (g, F, C), taps, itemsize = _sizes(plan), plan.geometry.taps, plan.dtype.itemsize
+    side, (_, width) = side_of(itemsize), blocks_of(F, plan.lanes)
+    each_channel, each_tap = _rows_apart(plan)
+    step, targets, again = C * taps, places_of((C, taps), (each_channel, each_tap)), Again(1, 0, 0)
+    if plan.flipped:
+        last_tap_first = np.arange(taps)[::-1] * each_tap
+        step, targets, again = taps, last_tap_first, Again(C, F * taps, each_channel)
+    strips = []
+    for group, first in product(range(g), range(0, turned, side)):
+        block, lane = divmod(first, width)
+        source = group * F * C * taps + first * step
+        target = group * numbers_of_group(plan) + block * C * taps * width + lane
+        pieces = pieces_of(len(targets), side)
+        strips += [Strip(source + at, target, vectors, at) for at, vectors in pieces]
+    numbers = again.times * side * len(targets)
+    each = max(SHARE_NUMBERS // numbers, -(-len(strips) // SHARES), 1)
+    for first in range(0, len(strips), each):
+        some = Turns(strips[first : first + each], step, targets, again, itemsize)
+        yield some.of(Place(_GIVEN), Place(_ARRANGED))
+
+
+def _laid(plan: DirectPlan, first: int) -> Iterator[Step]:
+    """Yield the steps that copy the filters from ``first`` on, number by number."""
     (g, F, C), taps = _sizes(plan), plan.geometry.taps
     blocks, width = blocks_of(F, plan.lanes)
     each_filter, each_channel = (taps, F * taps) if plan.flipped else (C * taps, taps)
-    first, each_tap = (taps - 1, -1) if plan.flipped else (0, 1)
+    begin, each_tap = (taps - 1, -1) if plan.flipped else (0, 1)
     apart = width * each_filter, taps * C * width
 
     def box(block: int) -> Box:
+        lane = max(first - block * width, 0)
         source, target = (block * each for each in apart)
-        steps = (each_channel, each_tap), (width, C * width)
-        return Box(first + source, target, (C, taps, min(width, F - block * width)), *steps)
+        filters = min(width, F - block * width) - lane
+        steps = (each_channel, each_tap), _rows_apart(plan)
+        shape = C, taps, filters
+        return Box(begin + source + lane * each_filter, target + lane, shape, *steps)
 
+    given: list[tuple[Box, int, tuple[int, int]]] = []
     if g > 1:
         groups_apart = F * C * taps, numbers_of_group(plan)
-        given = [(box(block), g, groups_apart) for block in range(blocks)]
+        given = [(box(block), g, groups_apart) for block in range(first // width, blocks)]
+    elif first:
+        given = [(box(first // width), 1, apart)]
     else:
         whole = F // width
         given = [(box(0), whole, apart)] * (whole > 0) + [(box(whole), 1, apart)] * (whole < blocks)
-    return Program([[copy] for each in given for copy in _copies(plan, *each, each_filter)])
+    for each in given if first < F else ():
+        yield from _copies(plan, *each, each_filter)
 
 
 def _copies(
