@@ -271,9 +271,11 @@ def test_strips_are_turned_and_nothing_around_them(dtype, vectors):
     lanes = side_of(itemsize)
     rows, columns, times = 2 * lanes + 3, vectors * lanes, 2
     source_step, target_step = columns + 5, 2 * lanes + 1
-    strips = [Strip(2, 0, vectors), Strip(2 + lanes * source_step, lanes, vectors)]
+    strips = [Strip(2, 0, vectors, 0), Strip(2 + lanes * source_step, lanes, vectors, 0)]
     again = Again(times, source_step, columns * target_step)
-    turns = Turns(strips, (source_step, target_step), again, itemsize)
+    rng = np.random.default_rng(vectors)
+    order = rng.permutation(columns)
+    turns = Turns(strips, source_step, order * target_step, again, itemsize)
     source = filled(2 + (2 * lanes - 1) * source_step + columns + source_step, dtype)
     target = filled(2 * columns * target_step - 1, dtype)
     given = np.zeros(rows * source_step, dtype)
@@ -281,7 +283,7 @@ def test_strips_are_turned_and_nothing_around_them(dtype, vectors):
     given = given.reshape(rows, source_step)
     expected = np.append(target, 0).reshape(times, columns, target_step)
     for time in range(times):
-        expected[time, :, :-1] = given[time : time + 2 * lanes, 2 : 2 + columns].T
+        expected[time, order, :-1] = given[time : time + 2 * lanes, 2 : 2 + columns].T
     turn = Program([[turns.of(Place(0), Place(1))]])
     turn.run([[source, target]])
     np.testing.assert_array_equal(target, expected.ravel()[:-1])
@@ -292,14 +294,29 @@ def test_strips_are_turned_and_nothing_around_them(dtype, vectors):
 
 
 @runs_here
+def test_strips_need_no_more_than_their_own_columns():
+    targets = np.array([0, 4, 8, 12, 900, 4, 8, 12])
+    turns = Turns([Strip(0, 900, 1, 0), Strip(0, 0, 1, 4)], 4, targets, Again(1, 0, 0), 8)
+    source, target = np.arange(16.0), np.zeros(916)
+    Program([[turns.of(Place(0), Place(1))]]).run([[source, target]])
+    np.testing.assert_array_equal(target[900:], source.reshape(4, 4).T.ravel())
+
+
+@runs_here
 def test_strips_that_cannot_be_are_refused():
-    once = Again(1, 0, 0)
-    for strips in ([], [Strip(0, 0, 0)]):
+    once, targets = Again(1, 0, 0), 8 * np.arange(8)
+    for strips in ([], [Strip(0, 0, 0, 0)]):
         with pytest.raises(ValueError, match="nothing to turn"):
-            Turns(strips, (8, 8), once, 4)
-    for strip, steps in ((Strip(-1, 0, 1), (8, 8)), (Strip(0, 0, 1), (8, -8))):
+            Turns(strips, 8, targets, once, 4)
+    for strip, step, places in (
+        (Strip(-1, 0, 1, 0), 8, targets),
+        (Strip(0, 0, 1, 0), -8, targets),
+        (Strip(0, 0, 1, 0), 8, -targets),
+    ):
         with pytest.raises(ValueError, match="before its array"):
-            Turns([strip], steps, once, 4)
+            Turns([strip], step, places, once, 4)
+    with pytest.raises(ValueError, match="none of the 8 targets"):
+        Turns([Strip(0, 0, 1, 1)], 8, targets, once, 4)
 
 
 # --- sums -----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache, partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
@@ -23,7 +23,6 @@ from im2col_conv.engine.implicit import input_grad as implicit_input_grad
 from im2col_conv.engine.implicit import weight_grad as implicit_weight_grad
 from im2col_conv.engine.implicit.plan import ImplicitPlan
 from im2col_conv.engine.jobs import AtOnce, Job, Work
-from im2col_conv.engine.kernels import level_of, processor_features
 from im2col_conv.engine.machine.memory import forms_here, why_not_run
 from im2col_conv.engine.openblas import OpenBlas, private_blas, why_not
 from im2col_conv.engine.plan import Pass, Plan
@@ -89,7 +88,7 @@ def way_of(
 def _quickest(each: Pass, geometry: ConvGeometry, layout: str, dtype: np.dtype[Any]) -> Way:
     """Return the way that "auto" takes."""
     covered = dtype in direct_plan.TYPES and direct_plan.covers(each, geometry)
-    if _measured() and covered and direct_pays(each, geometry, layout):
+    if why_not_run() is None and covered and direct_pays(each, geometry, layout):
         return "direct"
     return _quickest_of_others(each, geometry, layout, dtype)
 
@@ -115,15 +114,6 @@ def _complain_of_blas(algorithm: str, dtype: np.dtype[Any]) -> None:
         raise ImportError(f'algorithm="{algorithm}" needs a private BLAS: {why_not()}')
     if dtype not in blas.types:
         raise ValueError(f'algorithm="{algorithm}" computes in float32 or float64, got {dtype}')
-
-
-@cache
-def _measured() -> bool:
-    """Say whether the processor is of the kind on which the direct way was measured.
-
-    It has no AVX-512, whose registers are twice as wide as those of the code, and twice as many.
-    """
-    return why_not_run() is None and level_of(processor_features()) == "AVX2"
 
 
 def _kept(draw: Callable[P, Plan]) -> Callable[P, Plan]:

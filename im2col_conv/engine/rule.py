@@ -3,9 +3,9 @@
 Columns copy a cell once for each tap that meets it, and then a product takes as many numbers as it
 can. Tap by tap a cell is copied once, or once for each tap of one axis, and products are many and
 small. So columns are taken where copies cost little beside the products, or small products take
-long. The direct way copies nothing but padding; it is the quicker one unless weights are many
-beside the outputs that share them. Nothing is timed at run time: the bounds were measured
-(docs/ways.md).
+long. The direct way copies nothing but padding; it is the quicker one unless vectors would be half
+empty, or a kernel has one cell, so that nothing need be copied anyway. Nothing is timed at run
+time: the bounds were measured (docs/ways.md).
 """
 
 from __future__ import annotations
@@ -40,48 +40,37 @@ FEW_PLANES, MANY_TAPS, MANY_TAPS_PACKED = 16, 16, 28
 # those of one image, or images; channels.
 LINE_OF_ALL, LINE_OF_ONE, MANY_IMAGES, SOME_PLANES = 33, 60, 16, 8
 
-# For the direct way: operations; outputs of all images for each filter of a group; outputs of a
-# line where channels come first. For dx: numbers that a result is the sum of, and where channels
-# come last, how many times more it does than is needed, since it fills vectors and adds up zeros.
-LEAST_FLOPS_DIRECT = {"channels_first": 10**5, "channels_last": 10**6}
-LEAST_SHARING, SHORTEST_LINE = 5, 3
-MOST_SUMMED, MOST_WASTED, SIDE_BY_SIDE = 900, 2.5, 16
-# For dw: filters of a group, unless there is little to do; where channels come last, operations.
-FEWEST_FILTERS_OF_DW, FEW_FLOPS_OF_DW, MOST_FLOPS_OF_DW = 2, 10**6, 5 * 10**8
-# Of kernels of one cell: where channels come first, weights and outputs of a line, and for dx
-# weights and outputs; where they come last, filters and channels of a group.
-FEW_WEIGHTS, SHORTEST_LINE_OF_ONE = 2**14, 8
-FEW_WEIGHTS_OF_DX, LEAST_OUTPUTS_OF_DX = 2**12, 2**12
-FEWEST_SIDE_BY_SIDE, MOST_CHANNELS = 8, 256
+# For the direct way, operations; outputs of a line where channels come first, or filters of a group
+# where they come last. For dx: terms that are added beside those of a window that is all inside,
+# and where channels come last, how many times more it does than is needed.
+LEAST_FLOPS_DIRECT = 10**5
+SHORTEST_LINE, FEWEST_SIDE_BY_SIDE = 2, 5
+MOST_ADDED, MOST_WASTED, SIDE_BY_SIDE = 1000, 3, 16
+FEWEST_FILTERS_OF_DW, FEW_FLOPS_OF_DW = 2, 10**6
+# Of kernels of one cell, by what comes first: operations, channels, outputs of all images; for dw
+# operations and channels.
+LEAST_FLOPS_OF_ONE, MOST_CHANNELS, LEAST_OUTPUTS_OF_DX = 4 * 10**6, 128, 5 * 10**4
+LEAST_FLOPS_OF_DW, FEWEST_CHANNELS = 10**6, 3
+# And where channels come last: operations, filters; for dx and dw operations, filters and channels.
+LEAST_FLOPS_OF_ONE_LAST, FEWEST_FILTERS = 6 * 10**6, 8
+LEAST_FLOPS_OF_DEEP, FEWEST_OF_DEEP = 2 * 10**7, 64
 
 
 def direct_pays(each: Pass, geometry: ConvGeometry, layout: str) -> bool:
     """Say whether a layer that the direct way covers is better summed in registers."""
     last = layout == "channels_last"
     made, read = (n // geometry.groups for n in (geometry.F, geometry.C))
-    results = geometry.out
-    if each == "input_grad":
-        made, read, results = read, made, geometry.size
-    outputs = geometry.N * math.prod(results)
-    if geometry.flops < LEAST_FLOPS_DIRECT["channels_first"]:
+    if geometry.flops < LEAST_FLOPS_DIRECT:
         return False
     if each == "weight_grad":
         return _sums_of_outputs_pay(geometry, made, read, last=last)
-    if read == 1 and geometry.groups > 1 and (made == 1 or (made == 2 and not last)):
-        return True
-    if geometry.flops < LEAST_FLOPS_DIRECT[layout] or outputs < LEAST_SHARING * made:
-        return False
+    if geometry.groups > 1 and read == 1 and made <= 2:
+        return made == 1 or not last or each == "forward"
     if geometry.taps == 1:
-        if last:
-            return made >= FEWEST_SIDE_BY_SIDE and read <= MOST_CHANNELS
-        if results[-1] < SHORTEST_LINE_OF_ONE:  # of less than a vector
-            return False
-        if each == "input_grad":
-            return made * read <= FEW_WEIGHTS_OF_DX and outputs >= LEAST_OUTPUTS_OF_DX
-        return made * read <= FEW_WEIGHTS
-    if not last and results[-1] < SHORTEST_LINE:
-        return False
-    return each == "forward" or _zeros_cost_little(geometry, made, read, last=last)
+        return _sums_of_channels_pay(each, geometry, made, read, last=last)
+    if each == "input_grad":
+        return _zeros_cost_little(geometry, made, read, last=last)
+    return made >= FEWEST_SIDE_BY_SIDE if last else geometry.out[-1] >= SHORTEST_LINE
 
 
 def _sums_of_outputs_pay(geometry: ConvGeometry, made: int, read: int, *, last: bool) -> bool:
@@ -91,18 +80,37 @@ def _sums_of_outputs_pay(geometry: ConvGeometry, made: int, read: int, *, last: 
     """
     if read == 1 and geometry.groups > 1:
         return False
-    if made < FEWEST_FILTERS_OF_DW and geometry.flops >= FEW_FLOPS_OF_DW:
-        return False
-    return not last or geometry.flops <= MOST_FLOPS_OF_DW
+    if geometry.taps == 1:
+        enough = geometry.flops >= LEAST_FLOPS_OF_DW and read >= FEWEST_CHANNELS
+        return _is_deep(geometry, made, read) if last else enough
+    if last:
+        return made >= FEWEST_SIDE_BY_SIDE
+    return made >= FEWEST_FILTERS_OF_DW or geometry.flops < FEW_FLOPS_OF_DW
+
+
+def _sums_of_channels_pay(
+    each: Pass, geometry: ConvGeometry, made: int, read: int, *, last: bool
+) -> bool:
+    """Say whether kernels of one cell are better summed in registers than made by one product."""
+    if each == "input_grad":
+        outputs = geometry.N * geometry.positions
+        return _is_deep(geometry, made, read) if last else outputs >= LEAST_OUTPUTS_OF_DX
+    if last:
+        return geometry.flops >= LEAST_FLOPS_OF_ONE_LAST and made >= FEWEST_FILTERS
+    return geometry.flops >= LEAST_FLOPS_OF_ONE and read <= MOST_CHANNELS
+
+
+def _is_deep(geometry: ConvGeometry, made: int, read: int) -> bool:
+    return geometry.flops >= LEAST_FLOPS_OF_DEEP and min(made, read) >= FEWEST_OF_DEEP
 
 
 def _zeros_cost_little(geometry: ConvGeometry, made: int, read: int, *, last: bool) -> bool:
     """Say whether dx as a convolution does little more than is needed: it adds up padding too."""
     inputs, outputs = math.prod(geometry.size), geometry.positions
     if last:
-        side_by_side = -(-made // SIDE_BY_SIDE) * SIDE_BY_SIDE
-        return side_by_side * inputs <= MOST_WASTED * made * outputs
-    return read * geometry.taps * inputs <= MOST_SUMMED * outputs
+        side_by_side = -(-read // SIDE_BY_SIDE) * SIDE_BY_SIDE
+        return side_by_side * inputs <= MOST_WASTED * read * outputs
+    return made * geometry.taps * (inputs - outputs) <= MOST_ADDED * outputs
 
 
 def tap_by_tap_pays(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from im2col_conv.arrays import Array
+from im2col_conv.engine.boxes import places_of
 from im2col_conv.engine.direct.cells import Cells
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
+from im2col_conv.engine.direct.turns import Turns, side_of, strips_of
 from im2col_conv.engine.machine.program import Place, Step
 
 __all__ = ["copied", "fill", "numbers_of_copy"]
@@ -65,7 +69,7 @@ def fill(cells: Cells, memory: Array, image: Array) -> None:
         view[(slice(None), slice(c), *box)] = image[..., first :: cells.phases]
 
 
-def _moves(lie: _Lie) -> tuple[Moves | None, ...]:
+def _moves(lie: _Lie) -> tuple[Moves | Turns | None, ...]:
     """Return what sets what follows a copy, and its padding, to zero, and what fills the rest.
 
     None for nothing.
@@ -74,7 +78,8 @@ def _moves(lie: _Lie) -> tuple[Moves | None, ...]:
     steps = cells.steps(n, c)
     into = (steps.channel, *steps.axes)
     extent = (c, *cells.extent[:-1], -(-cells.extent[-1] // cells.phases))
-    filled, blank = [], []
+    filled: list[Box] = []
+    blank: list[Box] = []
     for phase in cells.met:
         first, places, count = cells.phase(phase)
         begin, box = (0, *places), (c, *cells.inside[:-1], count)
@@ -89,11 +94,27 @@ def _moves(lie: _Lie) -> tuple[Moves | None, ...]:
         ]
     after = Box(0, cells.numbers(n, c), (spare,), (), ())
     step = given[1] if cells.last else given[-1] * cells.phases
+    again = Again(n, given[0], steps.image)
     return (
         Moves([after], Again(1, 0, 0), 0, itemsize),
         Moves(blank, Again(n, 0, steps.image), 0, itemsize) if blank else None,
-        Moves(filled, Again(n, given[0], steps.image), step, itemsize) if filled else None,
+        _turned(lie, again) or (Moves(filled, again, step, itemsize) if filled else None),
     )
+
+
+def _turned(lie: _Lie, again: Again) -> Turns | None:
+    """Return what turns cells whose channels come last to lines of cells, if whole squares can."""
+    cells, n, c, given, itemsize, _ = lie
+    (*outer, line), side = cells.inside, side_of(itemsize)
+    if cells.last or cells.phases > 1 or given[1] != 1 or min(line, c) < side or 0 in outer:
+        return None
+    steps = cells.steps(n, c)
+    begin = sum(at * step for at, step in zip(cells.before, steps.axes, strict=True))
+    lines = zip(
+        places_of(outer, given[2:-1]), begin + places_of(outer, steps.axes[:-1]), strict=True
+    )
+    strips = strips_of(lines, line, given[-1], c, side)
+    return Turns(strips, given[-1], np.arange(c) * steps.channel, again, itemsize)
 
 
 def _box(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import MOST_PARTS, MOST_TASKS_KEPT, DirectPlan
 from im2col_conv.engine.direct.tile import Tile, sums_of
-from im2col_conv.engine.direct.turns import Strip, Turns, pieces_of, side_of
+from im2col_conv.engine.direct.turns import Turns, side_of, strips_of
 from im2col_conv.engine.direct.weights import numbers_of_group
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.workers import Scratch
@@ -155,12 +154,7 @@ def _turned(
         box = Box(0, 0, (F, *outer, line), (1, *far[:-1]), (into[1], *apart[:-1]))
         return [Moves([box], again, F, itemsize)]
     lines = zip(places_of(outer, far[:-1]), places_of(outer, apart[:-1]), strict=True)
-    rows = [at + side * n for at, vectors in pieces_of(line, side) for n in range(vectors)]
-    strips = [
-        Strip(source + row * F + at, target + row, vectors, at)
-        for (source, target), row in product(lines, rows)
-        for at, vectors in pieces_of(F, side)
-    ]
+    strips = strips_of(lines, line, F, F, side)
     return [Turns(strips, F, np.arange(F) * into[1], again, itemsize)]
 
 

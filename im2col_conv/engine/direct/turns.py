@@ -5,8 +5,9 @@ Rows that lie far apart are read a vector at a time, not a number at a time as l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from im2col_conv.engine.machine.assembler import AVX2, Address, Assembler, Regis
 from im2col_conv.engine.machine.memory import loaded
 from im2col_conv.engine.machine.program import Need, Place, Step
 
-__all__ = ["Strip", "Turns", "pieces_of", "side_of"]
+__all__ = ["Strip", "Turns", "pieces_of", "side_of", "strips_of"]
 
 _VECTOR = AVX2.size
 
@@ -113,6 +114,24 @@ def pieces_of(numbers: int, side: int) -> Iterator[tuple[int, int]]:
         yield 0, whole
         if numbers % side:
             yield numbers - side, 1
+
+
+def strips_of(
+    begins: Iterable[tuple[int, int]], rows: int, step: int, columns: int, side: int
+) -> list[Strip]:
+    """Return the strips of matrices that begin so, in source and target; the last may overlap.
+
+    Examples
+    --------
+    >>> [(strip.source, strip.target) for strip in strips_of([(100, 0)], 9, 20, 8, 8)]
+    [(100, 0), (120, 1)]
+    """
+    first = [at + side * n for at, strips in pieces_of(rows, side) for n in range(strips)]
+    return [
+        Strip(source + row * step + at, target + row, vectors, at)
+        for (source, target), row in product(begins, first)
+        for at, vectors in pieces_of(columns, side)
+    ]
 
 
 _FIELDS = (

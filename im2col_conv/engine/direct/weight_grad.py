@@ -21,7 +21,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import places_of
-from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, is_near, steps_of
+from im2col_conv.engine.direct.cells import FOLDED, Cells, Steps, cells_of, is_near, steps_of
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.filters import Filters, filters_of
 from im2col_conv.engine.direct.kernel import Kind, most_rows
@@ -218,7 +218,7 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
     x = _at(Of.X, (images, *inside), lies.x)
     near = is_near((n, *cells.inside), (lies.x[0], *lies.x[2:]), plan.dtype.itemsize)
     # Where channels come last, each tap would go through the lines of all cells.
-    if cells.padded or not near or (plan.last and geometry.taps > 1):
+    if cells.padded or not near or (plan.last and (geometry.taps > 1 or geometry.C % FOLDED == 0)):
         copy = Place(Of.COPY)
         steps = copied(plan, cells, n, geometry.C, lies.x, x, Place(Of.ONE, 1), copy)
         x, lie = copy, cells.steps(n, geometry.C)
