@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from threadpoolctl import threadpool_info
 
-from im2col_conv.engine.machine.memory import why_not_run
+from im2col_conv.engine.machine.memory import forms_here, why_not_run
 from im2col_conv.engine.openblas import private_blas, why_not
 from im2col_conv.engine.settings import get_workers, get_workspace
 
@@ -83,10 +83,14 @@ def configuration() -> Configuration:
         for library in threadpool_info()
         if library.get("user_api") == "blas"
     )
-    machine_code = why_not_run() or "x86-64 with AVX2"
+    machine_code = why_not_run() or f"x86-64 with {_instructions()}"
     return Configuration(
         versions, blas, get_workers(), get_workspace(), _private_blas(), machine_code
     )
+
+
+def _instructions() -> str:
+    return "AVX-512" if any(form.masks for form in forms_here()) else "AVX2"
 
 
 def _private_blas() -> str:

@@ -10,7 +10,7 @@ from im2col_conv.arrays import Array
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["cells_seen", "most_cells", "most_outputs", "outputs_touching", "places_of"]
+__all__ = ["cells_seen", "joined", "most_cells", "most_outputs", "outputs_touching", "places_of"]
 
 
 def cells_seen(geometry: ConvGeometry, box: Slices) -> Slices:
@@ -70,3 +70,21 @@ def places_of(sizes: Sequence[int], steps: Sequence[int]) -> Array:
     for size, step in zip(sizes, steps, strict=True):
         places = np.add.outer(places, np.arange(size) * step).ravel()
     return places
+
+
+def joined(sizes: Sequence[int], apart: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return fewer and longer axes, where the cells of a box follow one another, and their steps.
+
+    Examples
+    --------
+    >>> joined((3, 4, 5), (40, 5, 1)), joined((3, 4), (8, 2))
+    (((3, 20), (40, 1)), ((12,), (2,)))
+    """
+    longer, steps = list(sizes[-1:]), list(apart[-1:])
+    for size, step in zip(sizes[-2::-1], apart[-2::-1], strict=True):
+        if step == longer[0] * steps[0]:
+            longer[0] *= size
+        else:
+            longer.insert(0, size)
+            steps.insert(0, step)
+    return tuple(longer), tuple(steps)

@@ -21,12 +21,12 @@ from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.geometry import ConvGeometry
 from im2col_conv.lowering import Slices
 
-__all__ = ["FOLDED", "Cells", "Part", "Steps", "cells_of", "is_near", "parts_of", "steps_of"]
+__all__ = ["Cells", "Part", "Steps", "cells_of", "is_folded", "is_near", "parts_of", "steps_of"]
 
 
 # Cells so many channels apart, or a multiple, fall on few lines of the cache, where few of them
-# fit: so a copy has some numbers more between them. Where it is twice as far, none is read in x.
-FOLDED, SPREAD = 256, 16
+# fit: so they are copied, with some numbers more between them.
+_FOLDED, _SPREAD = 512, 16
 
 
 class Steps(NamedTuple):
@@ -89,8 +89,7 @@ class Cells:
         """
         *outer, line = self.extent
         if self.last:
-            spread = SPREAD if channels % FOLDED == 0 else 0
-            return (images, *outer, line, channels + spread)
+            return (images, *outer, line, channels + _SPREAD * is_folded(channels))
         lines = (self.phases, -(-line // self.phases))
         if self.planes:
             return (images, channels, *outer, *lines)
@@ -253,6 +252,11 @@ def cells_of(
         phased,
     )
     return cells, tuple(inside)
+
+
+def is_folded(channels: int) -> bool:
+    """Say whether cells with so many channels meet in the same few lines of the cache."""
+    return channels % _FOLDED == 0
 
 
 def is_near(sizes: Sequence[int], steps: Sequence[int], itemsize: int) -> bool:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from im2col_conv.engine.boxes import places_of
+from im2col_conv.engine.boxes import joined, places_of
 from im2col_conv.engine.direct.cells import is_near
 from im2col_conv.engine.direct.moves import Again, Box, Moves
 from im2col_conv.engine.direct.plan import KeepingPlan
 from im2col_conv.engine.direct.tile import blocks_of, vectors_of
 from im2col_conv.engine.direct.turns import Strip, Turns, pieces_of, side_of
 
-__all__ = ["Filters", "filters_of", "joined"]
+__all__ = ["Filters", "filters_of"]
 
 
 class Filters(NamedTuple):
@@ -91,21 +90,3 @@ def _turning(
     if boxes:
         found.append(Moves(boxes, again, channel, plan.dtype.itemsize))
     return tuple(found)
-
-
-def joined(outs: tuple[int, ...], axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return fewer and longer axes, where outputs follow one another, and their steps.
-
-    Examples
-    --------
-    >>> joined((3, 4, 5), (40, 5, 1)), joined((3, 4), (8, 2))
-    (((3, 20), (40, 1)), ((12,), (2,)))
-    """
-    sizes, steps = list(outs[-1:]), list(axes[-1:])
-    for size, step in zip(outs[-2::-1], axes[-2::-1], strict=True):
-        if step == sizes[0] * steps[0]:
-            sizes[0] *= size
-        else:
-            sizes.insert(0, size)
-            steps.insert(0, step)
-    return tuple(sizes), tuple(steps)

@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from im2col_conv.arrays import Array
-from im2col_conv.engine.boxes import places_of
-from im2col_conv.engine.direct.cells import FOLDED, Cells, Part, Steps, parts_of, steps_of
+from im2col_conv.engine.direct.cells import Cells, Part, Steps, is_folded, parts_of, steps_of
 from im2col_conv.engine.direct.copied import copied
-from im2col_conv.engine.direct.filters import joined
 from im2col_conv.engine.direct.kernel import Kind
-from im2col_conv.engine.direct.moves import Again, Box, Moves
+from im2col_conv.engine.direct.lines import turned_to_lines
 from im2col_conv.engine.direct.plan import MOST_PARTS, MOST_TASKS_KEPT, DirectPlan
 from im2col_conv.engine.direct.tile import Tile, sums_of
-from im2col_conv.engine.direct.turns import Turns, side_of, strips_of
 from im2col_conv.engine.direct.weights import numbers_of_group
 from im2col_conv.engine.machine.program import Place, Program, Step
 from im2col_conv.engine.workers import Scratch
@@ -129,33 +126,16 @@ def _made(
     of_y = lies.y or _steps_of_room(task, last=plan.last)
     if not plan.turns:
         return [_sums(plan, task, places, part, steps, of_y)]
-    turned = _steps_of_room(task, last=True)
+    side_by_side = _steps_of_room(task, last=True)
     turns = plan.table(
         (task.made_sizes, of_y),
-        lambda _: _turned(task.made_sizes, turned, of_y, plan.dtype.itemsize),
+        lambda _: turned_to_lines(task.made_sizes, side_by_side, of_y, plan.dtype.itemsize),
     )
     at, y = Place(Of.TURNED), places.y
     return [
-        _sums(plan, task, places._replace(y=at), part, steps, turned),
+        _sums(plan, task, places._replace(y=at), part, steps, side_by_side),
         *(each.of(at, y) for each in turns),
     ]
-
-
-def _turned(
-    made: tuple[int, ...], given: tuple[int, ...], into: tuple[int, ...], itemsize: int
-) -> list[Turns | Moves]:
-    """Return what turns y[n, *outs, f] to y[n, f, *outs], which lie so: squares, and the rest."""
-    n, F, *outs = made
-    side = side_of(itemsize)
-    (*outer, line), apart = joined(tuple(outs), into[2:])
-    far = [math.prod((*outer, line)[axis + 1 :]) * F for axis in range(len(outer) + 1)]
-    again = Again(n, given[0], into[0])
-    if line < side or side > F:
-        box = Box(0, 0, (F, *outer, line), (1, *far[:-1]), (into[1], *apart[:-1]))
-        return [Moves([box], again, F, itemsize)]
-    lines = zip(places_of(outer, far[:-1]), places_of(outer, apart[:-1]), strict=True)
-    strips = strips_of(lines, line, F, F, side)
-    return [Turns(strips, F, np.arange(F) * into[1], again, itemsize)]
 
 
 def _sums(
@@ -203,7 +183,7 @@ def _parts_in_place(plan: DirectPlan, task: Task, lies: Lies) -> list[tuple[Part
     cell, a copy would take as long: so outputs that see padding are made apart.
     """
     line = plan.geometry.C if plan.last else task.cells.outs[-1]
-    if plan.last and plan.kind is Kind.OUTPUTS and line % (2 * FOLDED) == 0:
+    if plan.last and plan.kind is Kind.OUTPUTS and is_folded(line):
         return None
     if lies.x is None or (plan.kind is not Kind.OUTPUTS and line < plan.lanes):
         return None

@@ -21,7 +21,7 @@ import numpy as np
 
 from im2col_conv.arrays import Array
 from im2col_conv.engine.boxes import places_of
-from im2col_conv.engine.direct.cells import FOLDED, Cells, Steps, cells_of, is_near, steps_of
+from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, is_folded, is_near, steps_of
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.filters import Filters, filters_of
 from im2col_conv.engine.direct.kernel import Kind, most_rows
@@ -96,9 +96,7 @@ def plan_weight_grad(
     lanes = form.lanes(dtype)
     blocks, width = blocks_of(geometry.F // geometry.groups, lanes)
     depth = geometry.C // geometry.groups * geometry.taps
-    sum_bytes = (
-        geometry.groups * (depth + most_rows(form, Kind.OUTPUTS)) * blocks * width * dtype.itemsize
-    )
+    sum_bytes = geometry.groups * (depth + _most(form)) * blocks * width * dtype.itemsize
     room = min(TILE_BYTES, workspace // 8)
     tiling = cut_to_fit(
         (geometry.N, *geometry.out),
@@ -185,7 +183,7 @@ def _summed(
     program = plan.program(lies, lambda lies: _program(plan, lies))
     (G, F, K), dtype = plan.sizes, plan.dtype
     blocks, width = blocks_of(F, plan.lanes)
-    rows = K + most_rows(plan.form, Kind.OUTPUTS)
+    rows = K + _most(plan.form)
     sums = shared.array("dw sums", (plan.tasks, G, rows, blocks * width), dtype)
     sums[:, :, K:] = 0  # of which a task may make fewer
     one = np.zeros(1 + plan.lanes, dtype)
@@ -218,7 +216,8 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
     x = _at(Of.X, (images, *inside), lies.x)
     near = is_near((n, *cells.inside), (lies.x[0], *lies.x[2:]), plan.dtype.itemsize)
     # Where channels come last, each tap would go through the lines of all cells.
-    if cells.padded or not near or (plan.last and (geometry.taps > 1 or geometry.C % FOLDED == 0)):
+    far_apart = plan.last and (geometry.taps > 1 or is_folded(geometry.C))
+    if cells.padded or not near or far_apart:
         copy = Place(Of.COPY)
         steps = copied(plan, cells, n, geometry.C, lies.x, x, Place(Of.ONE, 1), copy)
         x, lie = copy, cells.steps(n, geometry.C)
@@ -232,7 +231,7 @@ def _task(plan: WeightGradPlan, index: int, lies: _Lies) -> list[Step]:
         dout = turned
     blocks, width = blocks_of(F, plan.lanes)
     row = blocks * width
-    partial = Place(Of.SUMS, index * G * (K + most_rows(plan.form, Kind.OUTPUTS)) * row)
+    partial = Place(Of.SUMS, index * G * (K + _most(plan.form)) * row)
     one, zeros = Place(Of.ONE), Place(Of.ONE, 1)
     tile = _Tile(plan.form, plan.dtype, cells, n, G, geometry.C // G, F, lie, filters, row)
     steps.append(plan.table(tile, _sums).of(x, dout, partial, zeros))
@@ -266,7 +265,7 @@ def _sums(tile: _Tile) -> Sums:
     # dw.T (K, F) = x[alpha_k + beta_p] (K, P) @ dout.T (P, F), P outputs of a tile
     terms, taps = _terms(tile), tile.cells.taps(tile.x)
     kernel, channels = tile.cells.kernel[-1], np.arange(tile.C)
-    most = most_rows(tile.form, Kind.OUTPUTS)
+    most = _most(tile.form)
     if _fill(tile.C, most) >= _fill(kernel, most):  # rows of a block are channels
         none = np.zeros_like(taps)
         places = np.arange(len(taps)) * tile.row
@@ -283,7 +282,7 @@ def _sums(tile: _Tile) -> Sums:
 
 def _sums_of_ones(tile: _Tile) -> Sums:
     # rows of db (R, F) = ones (1, P / R) @ dout.T (R, P / R, F)
-    places = _rows_alike(_terms(tile).b, most_rows(tile.form, Kind.OUTPUTS))
+    places = _rows_alike(_terms(tile).b, _most(tile.form))
     depth = tile.C * math.prod(tile.cells.kernel)
     R, first = len(places), places[:1, 0]
     runs = Runs(_NONE, first, _NONE + depth * tile.row, _NONE, _NONE + R)
@@ -317,7 +316,7 @@ def _of_rows(
     parts = Parts(
         group * x_group,
         group * filters.group,
-        group * (depth + most_rows(tile.form, Kind.OUTPUTS)) * tile.row,
+        group * (depth + _most(tile.form)) * tile.row,
         0 * group,
     )
     first, at = np.array(filters.first), np.array(filters.at)
@@ -334,6 +333,11 @@ def _terms(tile: _Tile) -> Terms:
     apart = [tile.cells.apart(axis, tile.x) for axis in range(len(tile.cells.outs))]
     at_x = places_of(sizes, (tile.x.image, *apart))
     return Terms(at_x, places_of(sizes, (tile.filters.image, *tile.filters.axes)))
+
+
+def _most(form: Form) -> int:
+    """Return how many rows a block has at most, and how many are kept for sums that make db."""
+    return most_rows(form, Kind.OUTPUTS)
 
 
 def _fill(rows: int, most: int) -> float:
