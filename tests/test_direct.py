@@ -32,7 +32,7 @@ from .strategies import cases, integers_like
 pytestmark = pytest.mark.skipif(why_not_run() is not None, reason=str(why_not_run()))
 
 SINGLE = np.dtype(np.float32)
-FORMS = [*dict.fromkeys((*forms_here(), AVX2))]  # a processor that has wider ones has AVX2 too
+FORMS = forms_here()
 LAYOUTS = FIRST, LAST = ("channels_first", "channels_last")
 
 LAYERS = [

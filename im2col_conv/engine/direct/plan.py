@@ -42,7 +42,7 @@ TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 TILE_BYTES = 2**22
 LEAST_SHARED = 10**7
 TURN_COST = 20  # terms of a sum in the time in which a result is turned
-COST_OF_HALVES = 1.35  # how much longer a sum takes in vectors of half the size
+COST_OF_HALVES = 1.35  # how much longer a sum takes where vectors have not the widest form
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 5 * 10**6
 FEW_COPIES = 2  # of each cell: for more, tiles are made fewer, and larger than the cache
@@ -203,8 +203,8 @@ def form_of(forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int, vectors
 
     Examples
     --------
-    >>> from im2col_conv.engine.machine.assembler import AVX512, AVX512_HALF
-    >>> forms, dtype = (AVX512, AVX512_HALF), np.dtype(np.float32)
+    >>> from im2col_conv.engine.machine.assembler import AVX2, AVX512
+    >>> forms, dtype = (AVX512, AVX2), np.dtype(np.float32)
     >>> [form_of(forms, dtype, numbers, 2).size for numbers in (16, 17)]
     [32, 64]
     """

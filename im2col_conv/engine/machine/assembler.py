@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["AVX2", "AVX512", "AVX512_HALF", "Address", "Assembler", "Form", "Register", "Vector"]
+__all__ = ["AVX2", "AVX512", "Address", "Assembler", "Form", "Register", "Vector"]
 
 
 class Register(int):
@@ -59,7 +59,7 @@ class Form(NamedTuple):
         return self.size // dtype.itemsize
 
 
-AVX2, AVX512_HALF, AVX512 = Form(32, 16), Form(32, 32), Form(64, 32)
+AVX2, AVX512 = Form(32, 16), Form(64, 32)
 
 _STACK = 4  # as a counter, it means that there is none
 _SCALES = {1: 0, 2: 1, 4: 2, 8: 3}

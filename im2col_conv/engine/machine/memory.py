@@ -9,7 +9,7 @@ import sys
 from functools import cache
 
 from im2col_conv.engine.kernels import level_of, processor_features
-from im2col_conv.engine.machine.assembler import AVX2, AVX512, AVX512_HALF, Form
+from im2col_conv.engine.machine.assembler import AVX2, AVX512, Form
 
 __all__ = ["forms_here", "loaded", "never_freed", "why_not_run"]
 
@@ -42,7 +42,7 @@ def never_freed(memory: object) -> None:
 def forms_here() -> tuple[Form, ...]:
     """Return the forms that vectors of sums may have, those of most numbers first."""
     wide = level_of(processor_features()) == "AVX512"
-    return (AVX512, AVX512_HALF) if wide else (AVX2,)
+    return (AVX512, AVX2) if wide else (AVX2,)
 
 
 @cache
