@@ -439,6 +439,19 @@ def test_prepared_weights_are_arranged_once(layout, monkeypatch):
         assert "2 forms" in repr(kept)
 
 
+def test_prepared_weights_serve_both_layouts():
+    x, w, _, _ = arrays_of((2, 40, 9, 30), (32, 40, 2, 3), {}, FIRST)
+    kept = ic.prepare(w)
+    expected = ic.conv(x, w, algorithm="im2col")
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape)
+    plans = [plan_direct(geometry, each, SINGLE, 2**26, FORMS, flipped=False) for each in LAYOUTS]
+    assert {plan.kind for plan in plans} == {Kind.OUTPUTS}  # whose terms are in another order
+    y = ic.conv(last, kept, layout=LAST, algorithm="direct")
+    np.testing.assert_array_equal(np.moveaxis(y, -1, 1), expected)
+    np.testing.assert_array_equal(ic.conv(x, kept, algorithm="direct"), expected)
+
+
 def test_gradients_take_the_direct_way_where_it_covers_them():
     x, w, _, dout = arrays_of((2, 6, 20, 30), (10, 6, 3, 5), {"stride": 2}, "channels_first")
     geometry = ic.ConvGeometry.from_shapes(x.shape, w.shape, stride=2)

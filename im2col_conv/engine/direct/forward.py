@@ -50,7 +50,7 @@ def forward(
     bias[geometry.F :] = 0
 
     def arrange(workers: int) -> Array:
-        key = "direct", plan.kind, plan.flipped, geometry.groups, plan.form, dtype
+        key = "direct", plan.kind, plan.last, plan.flipped, geometry.groups, plan.form, dtype
         return weights.form(key, partial(arranged, plan, workers), shared.array)
 
     if program is not None and shares_here():
