@@ -20,7 +20,7 @@ from im2col_conv.engine.direct.kernel import Kind
 from im2col_conv.engine.direct.plan import MOST_PROGRAMS, MOST_TABLES, plan_direct
 from im2col_conv.engine.direct.sums import FARTHEST
 from im2col_conv.engine.machine import crew
-from im2col_conv.engine.machine.assembler import AVX2
+from im2col_conv.engine.machine.assembler import AVX2, AVX512
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.memory import forms_here, why_not_run
 from im2col_conv.engine.machine.program import Program
@@ -109,6 +109,15 @@ def test_both_kinds_equal_the_spine_where_channels_come_first(
     assert plan_of(geometry, FIRST, workspace).kind is Kind(kind)
     arrays = arrays_of(x_shape, w_shape, keywords, FIRST, dtype)
     equals_the_spine(arrays, keywords, FIRST, workspace=workspace)
+
+
+def test_filters_side_by_side_pay_where_lines_would_leave_half_of_wide_vectors_empty():
+    for channels, kind in ((57, Kind.FILTERS), (58, Kind.OUTPUTS)):
+        geometry = ic.ConvGeometry.from_shapes((1, channels, 9, 8), (32, channels, 1, 1))
+        plan = plan_direct(geometry, FIRST, SINGLE, 2**26, (AVX512, AVX2), flipped=False)
+        # 0.35 of each of 57 or 58 terms: 19.95 and 20.3
+        assert plan.kind is kind
+        assert plan.form is (AVX2 if kind is Kind.FILTERS else AVX512)
 
 
 @pytest.mark.parametrize(("channels", "copied"), [(511, False), (512, True)])
@@ -569,6 +578,18 @@ def test_zeros_of_padding_that_meet_infinity_make_no_nan_of_dw(value, layout):
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     assert np.isfinite(found[0][4]).any()  # taps that see padding alone where dout is not finite
+
+
+@shares
+@pytest.mark.parametrize(("channels", "copied"), [(511, False), (512, True)])
+def test_x_is_copied_for_dw_where_its_cells_meet_in_few_lines_of_the_cache(channels, copied):
+    shapes = (1, channels, 3, 14), (17, channels, 1, 1)
+    x, w, _, dout = arrays_of(*shapes, {}, LAST)
+    found = gradients(dout, x, w, "direct", layout=LAST)
+    for one, other in zip(found, gradients(dout, x, w, "im2col", layout=LAST), strict=True):
+        np.testing.assert_array_equal(one, other)
+    (program,) = plan_of_dw(*shapes, LAST, ic.get_workspace()).programs.values()
+    assert (program.numbers_in(direct_weight_grad.Of.COPY) > 0) is copied
 
 
 @shares

@@ -11,7 +11,7 @@ the Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (Inte
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -66,6 +66,7 @@ _SCALES = {1: 0, 2: 1, 4: 2, 8: 3}
 
 _NO_PREFIX, _66, _F3, _F2 = range(4)  # of vector instructions, which a prefix tells apart
 _0F, _0F38, _0F3A = 1, 2, 3  # the tables that their numbers are of
+_Opcode: TypeAlias = tuple[int, int, int]  # a number, a prefix and a table
 
 
 class Assembler:
@@ -224,16 +225,16 @@ class Assembler:
 
     def load_vector(self, target: Vector, source: Address) -> None:
         """Set ``target`` to a vector of memory."""
-        self._vector(0x10, _NO_PREFIX, _0F, target, Vector(0), source)
+        self._vector((0x10, _NO_PREFIX, _0F), target, Vector(0), source)
 
     def store_vector(self, target: Address, source: Vector) -> None:
         """Set a vector of memory."""
-        self._vector(0x11, _NO_PREFIX, _0F, source, Vector(0), target)
+        self._vector((0x11, _NO_PREFIX, _0F), source, Vector(0), target)
 
     def load_mask(self, mask: Vector, source: Address) -> None:
         """Set ``mask`` to one in memory: where masks have registers of their own, to two bytes."""
         if self._form.masks:
-            self._vex(0x90, _NO_PREFIX, _0F, mask, Vector(0), source, bits_256=False)
+            self._vex((0x90, _NO_PREFIX, _0F), mask, Vector(0), source, bits_256=False)
         else:
             self.load_vector(mask, source)
 
@@ -241,41 +242,41 @@ class Assembler:
         """Set those numbers in memory whose mask is one, or has its highest bit."""
         if self._form.masks:
             prefix, wide = (_66, True) if self._double else (_NO_PREFIX, False)
-            self._evex(0x11, prefix, _0F, source, Vector(0), target, wide=wide, mask=mask)
+            self._evex((0x11, prefix, _0F), source, Vector(0), target, wide=wide, mask=mask)
         else:
             number = 0x2F if self._double else 0x2E
-            self._vex(number, _66, _0F38, source, mask, target)
+            self._vex((number, _66, _0F38), source, mask, target)
 
     def broadcast(self, target: Vector, source: Address) -> None:
         """Set every number of ``target`` to one in memory."""
         number = 0x19 if self._double else 0x18
         wide = self._double and self._form.masks
-        self._vector(number, _66, _0F38, target, Vector(0), source, wide=wide)
+        self._vector((number, _66, _0F38), target, Vector(0), source, wide=wide)
 
     def copy_vector(self, target: Vector, source: Vector) -> None:
         """Set ``target`` to ``source``."""
-        self._vector(0x28, _NO_PREFIX, _0F, target, Vector(0), source)
+        self._vector((0x28, _NO_PREFIX, _0F), target, Vector(0), source)
 
     def multiply_add(self, target: Vector, left: Vector, right: Vector | Address) -> None:
         """Add ``left`` times ``right`` to ``target``, rounded once."""
-        self._vector(0xB8, _66, _0F38, target, left, right, wide=self._double)
+        self._vector((0xB8, _66, _0F38), target, left, right, wide=self._double)
 
     # Those that are written for AVX2 alone
 
     def load_one(self, target: Vector, source: Address) -> None:
         """Set the first number of ``target`` to one in memory, and the others to zero."""
-        self._vex(0x10, _F2 if self._double else _F3, _0F, target, Vector(0), source)
+        self._vex((0x10, _F2 if self._double else _F3, _0F), target, Vector(0), source)
 
     def store_one(self, target: Address, source: Vector) -> None:
         """Set one number in memory to the first of ``source``."""
-        self._vex(0x11, _F2 if self._double else _F3, _0F, source, Vector(0), target)
+        self._vex((0x11, _F2 if self._double else _F3, _0F), source, Vector(0), target)
 
     def take_even(self, target: Vector, source: Address) -> None:
         """Set ``target`` to its even numbers of 32 bits, and those of 32 bytes of memory."""
         two_and_two, inner_parts_exchanged = 0x88, 0xD8
-        self._vex(0xC6, _NO_PREFIX, _0F, target, target, source)
+        self._vex((0xC6, _NO_PREFIX, _0F), target, target, source)
         self._code.append(two_and_two)
-        self._vex(0x01, _66, _0F3A, target, Vector(0), target, wide=True)
+        self._vex((0x01, _66, _0F3A), target, Vector(0), target, wide=True)
         self._code.append(inner_parts_exchanged)
 
     def interleave(
@@ -286,11 +287,11 @@ class Assembler:
         Of 64 bits, where ``double``, one of each half; else of 32.
         """
         prefix = _66 if double else _NO_PREFIX
-        self._vex(0x15 if high else 0x14, prefix, _0F, target, left, right)
+        self._vex((0x15 if high else 0x14, prefix, _0F), target, left, right)
 
     def join_halves(self, target: Vector, left: Vector, right: Vector, *, high: bool) -> None:
         """Set ``target`` to the lower halves of both, or the higher ones."""
-        self._vex(0x06, _66, _0F3A, target, left, right)
+        self._vex((0x06, _66, _0F3A), target, left, right)
         self._code.append(0x31 if high else 0x20)
 
     def clear_upper_halves(self) -> None:
@@ -310,9 +311,7 @@ class Assembler:
 
     def _vector(
         self,
-        number: int,
-        prefix: int,
-        table: int,
+        opcode: _Opcode,
         register: Vector,
         second: Vector,
         other: Vector | Address,
@@ -321,15 +320,13 @@ class Assembler:
     ) -> None:
         """Write an instruction of vectors that all forms have."""
         if self._form.masks:
-            self._evex(number, prefix, table, register, second, other, wide=wide)
+            self._evex(opcode, register, second, other, wide=wide)
         else:
-            self._vex(number, prefix, table, register, second, other, wide=wide)
+            self._vex(opcode, register, second, other, wide=wide)
 
     def _vex(
         self,
-        number: int,
-        prefix: int,
-        table: int,
+        opcode: _Opcode,
         register: Vector,
         second: Vector,
         other: Vector | Address,
@@ -338,7 +335,7 @@ class Assembler:
         bits_256: bool = True,
     ) -> None:
         """Write an instruction of AVX2: its prefix holds the high bits of registers inverted."""
-        counter, base = _parts(other)
+        (number, prefix, table), (counter, base) = opcode, _parts(other)
         if max(register, second, base) > 15:
             raise ValueError("an instruction of AVX2 has sixteen registers of vectors")
         high = register >> 3 << 7 | counter >> 3 << 6 | base >> 3 << 5
@@ -348,9 +345,7 @@ class Assembler:
 
     def _evex(
         self,
-        number: int,
-        prefix: int,
-        table: int,
+        opcode: _Opcode,
         register: Vector,
         second: Vector,
         other: Vector | Address,
@@ -359,7 +354,7 @@ class Assembler:
         mask: int = 0,
     ) -> None:
         """Write an instruction of AVX-512; a register that is the last operand has a bit more."""
-        counter, base = _parts(other)
+        (number, prefix, table), (counter, base) = opcode, _parts(other)
         if not isinstance(other, Address):
             counter = base >> 4 << 3
         high = register >> 3 << 7 | counter >> 3 << 6 | (base >> 3 & 1) << 5 | register >> 4 << 4
