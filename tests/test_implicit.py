@@ -653,12 +653,18 @@ def test_numpy_multiplies_only_while_its_blas_is_held(
 
 
 @needs_blas
-def test_auto_multiplies_large_pointwise_layers_where_they_lie():
+def test_auto_multiplies_large_pointwise_layers_where_they_lie(monkeypatch):
     if private_blas().kernel not in WIDE:
         pytest.skip("auto takes the implicit way with wide kernels only")
+    monkeypatch.setattr(choice, "direct_pays", lambda *_: False)
 
     def ways(x_shape, w_shape):
-        return {each.algorithm for each in ic.explain(x_shape, w_shape, dtype="float32").passes}
+        geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape)
+        passes = ("forward", "weight_grad", "input_grad")
+        return {
+            choice.way_of(each, "auto", geometry, "channels_first", np.dtype(np.float32))
+            for each in passes
+        }
 
     assert ways((8, 1024, 14, 14), (256, 1024, 1, 1)) == {"implicit"}
     assert ways((1, 256, 56, 56), (64, 256, 1, 1)) == {"implicit"}
