@@ -12,6 +12,7 @@ import im2col_conv as ic
 from im2col_conv.engine import choice
 from im2col_conv.engine.direct import cells as direct_cells
 from im2col_conv.engine.direct import forward as direct_forward
+from im2col_conv.engine.direct import kinds as direct_kinds
 from im2col_conv.engine.direct import plan as direct_plan
 from im2col_conv.engine.direct import tasks as direct_tasks
 from im2col_conv.engine.direct import weight_grad as direct_weight_grad
@@ -102,7 +103,7 @@ def test_equals_the_spine(form, x_shape, w_shape, keywords, first, last, dtype, 
 def test_both_kinds_equal_the_spine_where_channels_come_first(
     form, x_shape, w_shape, keywords, dtype, kind, monkeypatch
 ):
-    monkeypatch.setattr(direct_plan, "TURN_COST", math.inf if kind == "filters" else -math.inf)
+    monkeypatch.setattr(direct_kinds, "TURN_COST", math.inf if kind == "filters" else -math.inf)
     # Plans are kept by their workspace too.
     workspace = 2**26 + (64 if kind == "filters" else 128)
     geometry = ic.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
@@ -137,7 +138,7 @@ def test_filters_side_by_side_pay_where_lines_leave_vectors_empty(channels):
     geometry = ic.ConvGeometry.from_shapes((1, channels, 9, 28), (16, channels, 1, 1))
     plan = plan_direct(geometry, FIRST, SINGLE, 2**26, (AVX2,), flipped=False)
     # lines of 28 take 32 numbers, 16 filters no more: a seventh of all terms is saved
-    assert (plan.kind is Kind.OUTPUTS) is (channels / 7 > direct_plan.TURN_COST)
+    assert (plan.kind is Kind.OUTPUTS) is (channels / 7 > direct_kinds.TURN_COST)
 
 
 @given(st.data())

@@ -13,6 +13,7 @@ import numpy as np
 from im2col_conv.engine.adjoint import adjoint_of
 from im2col_conv.engine.direct.cells import Cells, cells_of
 from im2col_conv.engine.direct.kernel import Kind
+from im2col_conv.engine.direct.kinds import form_for, kind_of
 from im2col_conv.engine.machine.assembler import Form
 from im2col_conv.engine.machine.crew import shares_here
 from im2col_conv.engine.machine.program import Program
@@ -27,7 +28,6 @@ __all__ = [
     "KeepingPlan",
     "covers",
     "cut_to_fit",
-    "form_of",
     "plan_direct",
     "shares_of",
     "work_of",
@@ -41,8 +41,6 @@ TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 # Measured: docs/ideas.md.
 TILE_BYTES = 2**22
 LEAST_SHARED = 10**7
-TURN_COST = 20  # terms of a sum in the time in which a result is turned
-COST_OF_HALVES = 1.35  # how much longer a sum takes where vectors have not the widest form
 CELL_COST = 16  # operations in the time in which a number is copied or stored
 SHARE_WORK = 5 * 10**6
 FEW_COPIES = 2  # of each cell: for more, tiles are made fewer, and larger than the cache
@@ -51,7 +49,6 @@ MOST_TABLES = 24  # kept from call to call, of up to some hundred kilobytes each
 MOST_PARTS = 100  # of outputs that meet the same taps, none of which is padding
 MOST_PROGRAMS, MOST_TASKS_KEPT = 4, 32  # which keep their tables; and of how many tasks
 _OF_LINES = (Kind.FILTERS, Kind.PLANES)  # whose vectors are read along lines of cells
-FEW_FILTERS = 2  # of a group, for which lines of outputs are made one filter at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +172,8 @@ def plan_direct(
     run = adjoint_of(geometry) if flipped else geometry
     assert run is not None  # or it would not be covered
     last = layout == "channels_last"
-    kind = _kind(run, forms, dtype, last=last)
-    form = form_of(forms, dtype, *_side_by_side(run, kind))
+    kind = kind_of(run, forms, dtype, last=last)
+    form = form_for(run, kind, forms, dtype)
     lanes = form.lanes(dtype)
     shared = _shared_numbers(run, kind, lanes) * dtype.itemsize
     tiling = _tiles(run, kind, dtype, lanes, workspace - shared, last=last)
@@ -196,21 +193,6 @@ def plan_direct(
     )
 
 
-def form_of(forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int, vectors: int) -> Form:
-    """Return the form for so many numbers side by side, where vectors come in such a number.
-
-    The widest one, unless half of each would be empty.
-
-    Examples
-    --------
-    >>> from im2col_conv.engine.machine.assembler import AVX2, AVX512
-    >>> forms, dtype = (AVX512, AVX2), np.dtype(np.float32)
-    >>> [form_of(forms, dtype, numbers, 2).size for numbers in (16, 17)]
-    [32, 64]
-    """
-    return next((form for form in forms if 2 * numbers > vectors * form.lanes(dtype)), forms[-1])
-
-
 def work_of(geometry: ConvGeometry) -> int:
     """Return the operations that could be done in the time of a pass."""
     numbers = math.prod(geometry.x_shape) + math.prod(geometry.y_shape)
@@ -221,44 +203,6 @@ def shares_of(geometry: ConvGeometry) -> int:
     """Return in how many parts a pass should come, for workers to share."""
     work = work_of(geometry)
     return 1 if work < LEAST_SHARED else max(2, min(SHARES, work // SHARE_WORK))
-
-
-def _kind(
-    geometry: ConvGeometry, forms: tuple[Form, ...], dtype: np.dtype[Any], *, last: bool
-) -> Kind:
-    """Return what is summed: by where channels are, and how many filters see them.
-
-    Where channels come first, vectors of filters leave results to be turned; those of a line's
-    outputs may be the emptier ones.
-    """
-    filters, channels = geometry.F // geometry.groups, geometry.C // geometry.groups
-    if last:
-        return Kind.CHANNELS if filters == channels == 1 else Kind.OUTPUTS
-    if filters <= FEW_FILTERS:
-        return Kind.PLANES
-    lines, side_by_side = (
-        _sums_for_each(forms, dtype, *_side_by_side(geometry, kind))
-        for kind in (Kind.FILTERS, Kind.OUTPUTS)
-    )
-    saved = channels * geometry.taps * (lines - side_by_side)
-    return Kind.OUTPUTS if saved > TURN_COST else Kind.FILTERS
-
-
-def _sums_for_each(
-    forms: tuple[Form, ...], dtype: np.dtype[Any], numbers: int, vectors: int
-) -> float:
-    """Return how many numbers are summed for each that is wanted, with those that vectors leave."""
-    form = form_of(forms, dtype, numbers, vectors)
-    block = vectors * form.lanes(dtype)
-    cost = 1 if form == forms[0] else COST_OF_HALVES
-    return cost * -(-numbers // block) * block / numbers
-
-
-def _side_by_side(geometry: ConvGeometry, kind: Kind) -> tuple[int, int]:
-    """Return how many numbers of a result are side by side, and how many vectors share them."""
-    if kind is Kind.OUTPUTS:
-        return geometry.F // geometry.groups, 2
-    return geometry.F if kind is Kind.CHANNELS else geometry.out[-1], 1
 
 
 def _shared_numbers(geometry: ConvGeometry, kind: Kind, lanes: int) -> int:

@@ -25,11 +25,11 @@ from im2col_conv.engine.direct.cells import Cells, Steps, cells_of, is_folded, i
 from im2col_conv.engine.direct.copied import copied
 from im2col_conv.engine.direct.filters import Filters, filters_of
 from im2col_conv.engine.direct.kernel import Kind, most_rows
+from im2col_conv.engine.direct.kinds import form_of
 from im2col_conv.engine.direct.plan import (
     TILE_BYTES,
     KeepingPlan,
     cut_to_fit,
-    form_of,
     shares_of,
     work_of,
 )
